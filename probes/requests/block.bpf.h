@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0 */
+/*
+ * Group block: disk requests of a request, and their time.
+ * Attributed where the bio is queued: that runs in the caller's context, while
+ * at block_rq_issue an I/O scheduler's worker is current for 4 bytes of 10.
+ */
+#ifndef KT_REQUESTS_BLOCK_H
+#define KT_REQUESTS_BLOCK_H
+
+#include "state.bpf.h"
+
+#define KT_BIOS 8192
+#define KT_BIOS_PER_REQUEST 64
+
+/* LRU: a bio whose end is never seen must not fill the map. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, KT_BIOS);
+	__type(key, __u64);
+	__type(value, struct kt_owner);
+} kt_bios SEC(".maps");
+
+SEC("tp_btf/block_bio_queue")
+int BPF_PROG(kt_block_bio_queue, struct bio *bio)
+{
+	struct kt_charge charge;
+	struct kt_owner owner = {};
+	__u64 key = (__u64)bio;
+	__u32 bytes, op;
+
+	if (!kt_own(&owner, &charge))
+		return 0;
+	bytes = bio->bi_iter.bi_size;
+	/* A flush has no bytes; a clone is a stacked device's share of a bio
+	 * that was counted already. */
+	if (!bytes || bio->bi_flags & KT_BIO_CLONED)
+		return 0;
+	op = bio->bi_opf & KT_REQ_OP_MASK;
+	if (op == KT_REQ_OP_READ) {
+		KT_ADD(charge.slot->disk_reads, 1);
+		KT_ADD(charge.slot->disk_read_bytes, bytes);
+	} else if (op == KT_REQ_OP_WRITE) {
+		KT_ADD(charge.slot->disk_writes, 1);
+		KT_ADD(charge.slot->disk_write_bytes, bytes);
+	} else {
+		return 0;
+	}
+	owner.since_ns = bpf_ktime_get_ns();
+	bpf_map_update_elem(&kt_bios, &key, &owner, BPF_ANY);
+	return 0;
+}
+
+static __always_inline void kt_bio_done(struct bio *bio, __u64 now)
+{
+	__u64 key = (__u64)bio;
+	struct kt_owner *owner = bpf_map_lookup_elem(&kt_bios, &key);
+	struct kt_slot *slot;
+
+	if (!owner)
+		return;
+	slot = kt_slot_owned(owner);
+	if (slot)
+		KT_ADD(slot->disk_ns, now - owner->since_ns);
+	bpf_map_delete_elem(&kt_bios, &key);
+}
+
+/* Every bio that this completion covers whole is done. */
+SEC("tp_btf/block_rq_complete")
+int BPF_PROG(kt_block_rq_complete, struct request *request, int error, unsigned int bytes)
+{
+	struct bio *bio = request->bio;
+	__u64 now = bpf_ktime_get_ns();
+	__s64 left = bytes;
+
+	for (int i = 0; i < KT_BIOS_PER_REQUEST && bio; i++) {
+		__u32 size = bio->bi_iter.bi_size;
+
+		if (size > left)
+			break;
+		left -= size;
+		kt_bio_done(bio, now);
+		bio = bio->bi_next;
+	}
+	return 0;
+}
+
+/* Devices without requests of their own (device mapper, zram, loop on top). */
+SEC("tp_btf/block_bio_complete")
+int BPF_PROG(kt_block_bio_complete, struct request_queue *queue, struct bio *bio)
+{
+	kt_bio_done(bio, bpf_ktime_get_ns());
+	return 0;
+}
+
+#endif

@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0 */
+/*
+ * Group net: bytes on sockets and TCP retransmissions.
+ * kt_sock_send and kt_sock_recv (6.3+) are loaded for group syscalls as well:
+ * they tell kt_sys_exit that a read or write was on a socket.
+ */
+#ifndef KT_REQUESTS_NET_H
+#define KT_REQUESTS_NET_H
+
+#include "state.bpf.h"
+
+/* The request that used a socket last; retransmissions happen in interrupts. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct kt_owner);
+} kt_sockets SEC(".maps");
+
+/* Set before load: group net is on. */
+const volatile bool kt_own_sockets = false;
+
+static __always_inline void kt_own_socket(struct sock *sk)
+{
+	struct kt_owner mine = {}, *owner;
+	struct kt_charge charge;
+	__u16 family = sk->__sk_common.skc_family;
+
+	if (family != KT_AF_INET && family != KT_AF_INET6)
+		return;
+	if (sk->sk_protocol != KT_IPPROTO_TCP || !kt_own(&mine, &charge))
+		return;
+	owner = bpf_sk_storage_get(&kt_sockets, sk, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (owner)
+		*owner = mine;
+}
+
+SEC("tp_btf/sock_send_length")
+int BPF_PROG(kt_sock_send, struct sock *sk, int result, int flags)
+{
+	struct kt_cpu *cpu = kt_this_cpu();
+	struct kt_charge charge;
+
+	if (!cpu || !cpu->process)
+		return 0;
+	cpu->socket = 1;
+	if (result <= 0 || !kt_charge_thread(cpu->process - 1, cpu->thread, &charge))
+		return 0;
+	KT_ADD(charge.slot->net_tx_bytes, result);
+	if (kt_own_sockets)
+		kt_own_socket(sk);
+	return 0;
+}
+
+SEC("tp_btf/sock_recv_length")
+int BPF_PROG(kt_sock_recv, struct sock *sk, int result, int flags)
+{
+	struct kt_cpu *cpu = kt_this_cpu();
+	struct kt_charge charge;
+
+	if (!cpu || !cpu->process)
+		return 0;
+	cpu->socket = 1;
+	/* Peeked bytes are read again. */
+	if (result <= 0 || flags & KT_MSG_PEEK)
+		return 0;
+	if (kt_charge_thread(cpu->process - 1, cpu->thread, &charge))
+		KT_ADD(charge.slot->net_rx_bytes, result);
+	return 0;
+}
+
+/* connect(2), in its caller's context: a SYN that is never answered is
+ * retransmitted before anything was sent. */
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(kt_inet_sock_set_state, struct sock *sk, int before, int after)
+{
+	if (after == KT_TCP_SYN_SENT)
+		kt_own_socket(sk);
+	return 0;
+}
+
+SEC("tp_btf/tcp_retransmit_skb")
+int BPF_PROG(kt_tcp_retransmit, struct sock *sk)
+{
+	struct kt_owner *owner = bpf_sk_storage_get(&kt_sockets, sk, 0, 0);
+	struct kt_slot *slot = owner ? kt_slot_owned(owner) : NULL;
+
+	if (slot)
+		KT_ADD(slot->tcp_retransmits, 1);
+	return 0;
+}
+
+#endif

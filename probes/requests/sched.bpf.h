@@ -1,0 +1,184 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0 */
+/*
+ * Group sched: time off CPU and its cause, run queue, registration of threads.
+ * Always loaded: it saves and loads the register that the other groups use.
+ */
+#ifndef KT_REQUESTS_SCHED_H
+#define KT_REQUESTS_SCHED_H
+
+#include "causes.bpf.h"
+
+static __always_inline void kt_switch_out(struct kt_cpu *cpu, struct kt_task *task,
+					  struct task_struct *prev, bool runnable, __u64 now)
+{
+	struct kt_region *region = kt_region_of(task->process);
+
+	task->enter_ns = cpu->enter_ns;
+	task->call = cpu->call;
+	task->socket = cpu->socket;
+	task->wake_ns = 0;
+	task->cause = runnable ? KT_CAUSE_PREEMPTED : kt_cause_of(prev);
+	task->off_ns = now;
+	if (region)
+		region->thread[task->thread & (KT_THREADS - 1)].off_ns = now;
+}
+
+static __always_inline void kt_switch_in(struct kt_cpu *cpu, struct kt_task *task, __u64 now)
+{
+	struct kt_charge charge;
+	__u64 off = task->off_ns;
+	__u64 wake = task->wake_ns;
+	__u32 cause = task->cause;
+
+	cpu->enter_ns = task->enter_ns;
+	cpu->call = task->call;
+	cpu->socket = task->socket;
+	cpu->thread = task->thread;
+	cpu->process = task->process + 1;
+	if (!off || !kt_charge_thread(task->process, task->thread, &charge))
+		return;
+	task->off_ns = 0;
+	charge.thread->off_ns = 0;
+	if (cause == KT_CAUSE_PREEMPTED) {
+		KT_ADD(charge.bank->run_queue_ns, now - off);
+		KT_ADD(charge.bank->ctx_involuntary, 1);
+		return;
+	}
+	if (wake < off) /* the wake-up came before the switch was seen */
+		wake = now;
+	if (cause >= KT_CAUSES) /* for the verifier */
+		cause = KT_CAUSE_OTHER;
+	KT_ADD(charge.bank->blocked_ns[cause], wake - off);
+	KT_ADD(charge.bank->run_queue_ns, now - wake);
+	KT_ADD(charge.bank->ctx_voluntary, 1);
+	if (cause == KT_CAUSE_FAULT)
+		KT_ADD(charge.bank->major_faults, 1);
+	if (cause == KT_CAUSE_POLL)
+		charge.thread->poll_sleep_ns = now;
+}
+
+static __always_inline int kt_switch(bool preempt, struct task_struct *prev,
+				     struct task_struct *next, unsigned int prev_state)
+{
+	struct kt_cpu *cpu = kt_this_cpu();
+	struct kt_task *task;
+	__u64 now = 0;
+
+	if (!cpu)
+		return 0;
+	task = kt_task_of(prev);
+	if (task) {
+		now = bpf_ktime_get_ns();
+		kt_switch_out(cpu, task, prev, preempt || !prev_state, now);
+	}
+	task = kt_task_of(next);
+	if (task)
+		kt_switch_in(cpu, task, now ?: bpf_ktime_get_ns());
+	else
+		cpu->process = 0;
+	return 0;
+}
+
+SEC("tp_btf/sched_switch")
+int BPF_PROG(kt_sched_switch, bool preempt, struct task_struct *prev, struct task_struct *next,
+	     unsigned int prev_state)
+{
+	return kt_switch(preempt, prev, next, prev_state);
+}
+
+/* Before 5.18 (fa2c3254d7cf) the tracepoint does not say prev's state. */
+SEC("tp_btf/sched_switch")
+int BPF_PROG(kt_sched_switch_5_17, bool preempt, struct task_struct *prev, struct task_struct *next)
+{
+	return kt_switch(preempt, prev, next, BPF_CORE_READ(prev, __state));
+}
+
+SEC("tp_btf/sched_waking")
+int BPF_PROG(kt_sched_waking, struct task_struct *task)
+{
+	struct kt_task *state = kt_task_of(task);
+
+	if (state && state->off_ns)
+		state->wake_ns = bpf_ktime_get_ns();
+	return 0;
+}
+
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct kt_owner);
+} kt_children SEC(".maps");
+
+/* Runs in the parent. A new thread of the same process is not a fork. */
+SEC("tp_btf/sched_process_fork")
+int BPF_PROG(kt_sched_process_fork, struct task_struct *parent, struct task_struct *child)
+{
+	struct kt_charge charge;
+	struct kt_owner *owner;
+	struct kt_owner mine = {};
+
+	if (child->pid != child->tgid || !kt_own(&mine, &charge))
+		return 0;
+	KT_ADD(charge.slot->forks, 1);
+	owner = bpf_task_storage_get(&kt_children, child, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (owner)
+		*owner = mine;
+	return 0;
+}
+
+/* A program started by a request's child is charged to the request. A traced
+ * process that becomes another program is not traced any more. */
+SEC("tp_btf/sched_process_exec")
+int BPF_PROG(kt_sched_process_exec)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct kt_cpu *cpu = kt_this_cpu();
+	struct kt_owner *owner;
+	struct kt_slot *slot;
+
+	owner = bpf_task_storage_get(&kt_children, task, 0, 0);
+	if (owner) {
+		slot = kt_slot_owned(owner);
+		if (slot)
+			KT_ADD(slot->execs, 1);
+		bpf_task_storage_delete(&kt_children, task);
+	}
+	if (kt_task_of(task)) {
+		bpf_task_storage_delete(&kt_tasks, task);
+		if (cpu)
+			cpu->process = 0;
+	}
+	return 0;
+}
+
+/* Run by a thread itself: the kernel, not a thread id, says which thread it is. */
+SEC("syscall")
+int kt_register(struct kt_registration *request)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct kt_cpu *cpu = kt_this_cpu();
+	struct kt_task *state;
+
+	if (!cpu)
+		return 0;
+	if (request->leave) {
+		bpf_task_storage_delete(&kt_tasks, task);
+		cpu->process = 0;
+		request->done = 1;
+		return 0;
+	}
+	state = bpf_task_storage_get(&kt_tasks, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!state)
+		return 0;
+	state->process = request->process;
+	state->thread = request->thread;
+	cpu->enter_ns = 0;
+	cpu->socket = 0;
+	cpu->thread = request->thread;
+	cpu->process = request->process + 1;
+	request->done = 1;
+	return 0;
+}
+
+#endif

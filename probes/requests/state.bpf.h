@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0 */
+/*
+ * What the request programs remember, and how they find the slot to charge.
+ *
+ *   task storage (struct kt_task)   everything about one registered thread
+ *   register     (struct kt_cpu)    the part of it that the system-call path
+ *                                   needs, for the thread that is on this CPU
+ *   region       (struct kt_region) cells and counters, shared with the process
+ *
+ * The register is saved and loaded by sched_switch like a CPU register. It
+ * makes a bystander's system call cost one array lookup: task storage on that
+ * path costs twice as much.
+ */
+#ifndef KT_REQUESTS_STATE_H
+#define KT_REQUESTS_STATE_H
+
+#include <linux/bpf.h>
+#include "kt_kernel.h"
+#include "kt_region.h"
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+
+#define KT_PROCESSES 64
+#define KT_CPUS 8192 /* set to the machine's number of possible CPUs before load */
+
+/* Set before load: number of slots - 1, as in the regions' value size. */
+const volatile __u32 kt_slot_mask = KT_SLOTS - 1;
+
+struct kt_cpu {
+	__u32 process; /* index + 1; 0: the thread on this CPU is a bystander */
+	__u32 thread;
+	__u64 enter_ns; /* of the system call it is in; 0: in none */
+	__u32 call;     /* number of that call */
+	__u32 socket;   /* that call has moved data on a socket */
+	__u64 spare[5];
+};
+
+struct kt_task {
+	__u32 process;
+	__u32 thread;
+	__u64 enter_ns;
+	__u32 call;
+	__u32 socket;
+	__u64 off_ns; /* switched out since; 0 while on a CPU */
+	__u64 wake_ns;
+	__u32 cause;
+	__u32 pad;
+};
+
+/* A request that work in flight (a bio, a socket, a child) belongs to. */
+struct kt_owner {
+	__u64 cell;
+	__u64 since_ns;
+	__u32 process;
+	__u32 pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct kt_task);
+} kt_tasks SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, KT_CPUS);
+	__type(key, __u32);
+	__type(value, struct kt_cpu);
+} kt_cpus SEC(".maps");
+
+/* value_size, not a type: clang emits a type used only here as a forward
+ * declaration, and libbpf then cannot tell its size. */
+struct kt_region_map {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__uint(key_size, 4);
+	__uint(value_size, sizeof(struct kt_region));
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, KT_PROCESSES);
+	__type(key, __u32);
+	__array(values, struct kt_region_map);
+} kt_regions SEC(".maps");
+
+/* Where a counter goes. slot is never NULL: what has no open request is charged
+ * to the slots of unattributed or late work. */
+struct kt_charge {
+	struct kt_thread *thread;
+	struct kt_slot *slot;
+	struct kt_bank *bank;
+};
+
+#define KT_ADD(counter, amount) __sync_fetch_and_add(&(counter), (amount))
+
+static __always_inline struct kt_cpu *kt_this_cpu(void)
+{
+	__u32 cpu = bpf_get_smp_processor_id();
+
+	return bpf_map_lookup_elem(&kt_cpus, &cpu);
+}
+
+/* The storage of a registered thread, NULL of a bystander. The test of
+ * bpf_storage saves bystanders the helper call (40 ns). */
+static __always_inline struct kt_task *kt_task_of(struct task_struct *task)
+{
+	if (!task->bpf_storage)
+		return NULL;
+	return bpf_task_storage_get(&kt_tasks, task, 0, 0);
+}
+
+static __always_inline struct kt_region *kt_region_of(__u32 process)
+{
+	__u32 zero = 0;
+	void *region = bpf_map_lookup_elem(&kt_regions, &process);
+
+	return region ? bpf_map_lookup_elem(region, &zero) : NULL;
+}
+
+static __always_inline struct kt_slot *kt_slot_of(struct kt_region *region, __u64 cell)
+{
+	struct kt_slot *slot = &region->slot[(cell & KT_CELL_SLOT) & kt_slot_mask];
+
+	if (slot->generation != cell >> KT_CELL_GENERATION_SHIFT)
+		slot = &region->slot[KT_SLOT_LATE];
+	return slot;
+}
+
+static __always_inline bool kt_charge_thread(__u32 process, __u32 thread, struct kt_charge *charge)
+{
+	struct kt_region *region = kt_region_of(process);
+	__u64 cell;
+
+	if (!region)
+		return false;
+	charge->thread = &region->thread[thread & (KT_THREADS - 1)];
+	cell = *(volatile __u64 *)&charge->thread->cell;
+	charge->slot = kt_slot_of(region, cell);
+	charge->bank = &charge->slot->bank[(cell >> KT_CELL_BANK_SHIFT) & 1];
+	return true;
+}
+
+/* The slot of the thread on this CPU; false for a bystander. */
+static __always_inline bool kt_charge_current(struct kt_charge *charge)
+{
+	struct kt_cpu *cpu = kt_this_cpu();
+
+	if (!cpu || !cpu->process)
+		return false;
+	return kt_charge_thread(cpu->process - 1, cpu->thread, charge);
+}
+
+/* Remember who is current, for work that ends elsewhere. */
+static __always_inline bool kt_own(struct kt_owner *owner, struct kt_charge *charge)
+{
+	struct kt_cpu *cpu = kt_this_cpu();
+
+	if (!cpu || !cpu->process)
+		return false;
+	if (!kt_charge_thread(cpu->process - 1, cpu->thread, charge))
+		return false;
+	owner->cell = *(volatile __u64 *)&charge->thread->cell;
+	owner->process = cpu->process - 1;
+	owner->pad = 0;
+	return true;
+}
+
+static __always_inline struct kt_slot *kt_slot_owned(struct kt_owner *owner)
+{
+	struct kt_region *region = kt_region_of(owner->process);
+
+	return region ? kt_slot_of(region, owner->cell) : NULL;
+}
+
+#endif

@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0 */
+/*
+ * Group syscalls: calls by name, errors, time and bytes.
+ * In the mode "count" kt_sys_enter is not loaded: no durations, and every
+ * process on the machine pays for one program less.
+ */
+#ifndef KT_REQUESTS_SYSCALLS_H
+#define KT_REQUESTS_SYSCALLS_H
+
+#include "causes.bpf.h"
+
+/* Set before load: kt_sock_send/kt_sock_recv run here (6.3+) and count what
+ * moves on sockets; else the descriptor is looked at. */
+const volatile bool kt_socket_tracepoints = false;
+/* Set before load: the mode "count". */
+const volatile bool kt_calls_untimed = false;
+
+SEC("tp_btf/sys_enter")
+int BPF_PROG(kt_sys_enter, struct pt_regs *regs, long number)
+{
+	struct kt_cpu *cpu = kt_this_cpu();
+
+	if (!cpu || !cpu->process)
+		return 0;
+	cpu->call = number;
+	cpu->socket = 0;
+	cpu->enter_ns = bpf_ktime_get_ns();
+	return 0;
+}
+
+static __always_inline void kt_count_bytes(struct kt_cpu *cpu, struct kt_charge *charge,
+					   const struct kt_call_info *info, struct pt_regs *regs,
+					   long bytes)
+{
+	bool socket;
+
+	if (kt_socket_tracepoints) {
+		if (cpu->socket) /* counted where they were moved */
+			return;
+		socket = false;
+	} else {
+		socket = info->cause == KT_CAUSE_NET ||
+			 kt_descriptor_kind(bpf_get_current_task_btf(), KT_REGS_ARG0(regs)) ==
+				 KT_S_IFSOCK;
+	}
+	if (info->flags & KT_CALL_WRITE)
+		KT_ADD(*(socket ? &charge->slot->net_tx_bytes : &charge->slot->write_bytes), bytes);
+	else
+		KT_ADD(*(socket ? &charge->slot->net_rx_bytes : &charge->slot->read_bytes), bytes);
+}
+
+SEC("tp_btf/sys_exit")
+int BPF_PROG(kt_sys_exit, struct pt_regs *regs, long result)
+{
+	struct kt_cpu *cpu = kt_this_cpu();
+	const struct kt_call_info *info;
+	struct kt_charge charge;
+	struct kt_call *call;
+	__u64 enter = 0, now = 0;
+
+	if (!cpu || !cpu->process)
+		return 0;
+	if (kt_calls_untimed) {
+		info = kt_call_info(KT_REGS_CALL(regs));
+	} else {
+		enter = cpu->enter_ns;
+		if (!enter) /* registered or attached inside this call, or seccomp refused it */
+			return 0;
+		/* The register's number: rt_sigreturn has changed the thread's own. */
+		info = kt_call_info(cpu->call);
+	}
+	cpu->enter_ns = 0;
+	if (!kt_charge_thread(cpu->process - 1, cpu->thread, &charge))
+		return 0;
+	call = &charge.slot->call[info->index < KT_CALLS ? info->index : 0];
+	KT_ADD(call->calls, 1);
+	if (!kt_calls_untimed || info->flags & KT_CALL_POLL)
+		now = bpf_ktime_get_ns();
+	if (enter)
+		KT_ADD(call->ns, now - enter);
+	if (info->flags & KT_CALL_POLL)
+		charge.thread->poll_ns = now;
+	if (result < 0) {
+		if (result >= -KT_MAX_ERRNO &&
+		    !(result <= -KT_ERESTART_FIRST && result >= -KT_ERESTART_LAST))
+			KT_ADD(call->errors, 1);
+	} else if (result > 0 && info->flags & (KT_CALL_READ | KT_CALL_WRITE)) {
+		kt_count_bytes(cpu, &charge, info, regs, result);
+	}
+	cpu->socket = 0;
+	return 0;
+}
+
+#endif
