@@ -1,0 +1,119 @@
+"""Build the extension `_libbpf`: libbpf and our shim through cffi (build time only)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from cffi import FFI
+
+HERE = Path(__file__).resolve().parent
+LIBRARY_FOLDERS = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/local/lib64")
+STATIC = ("libbpf.a", "libelf.a", "libz.a")
+
+DECLARATIONS = """
+struct bpf_object; struct bpf_program; struct bpf_map; struct bpf_link; struct btf;
+
+struct bpf_object *kt_object_open(const void *bytes, size_t size, const char *name,
+                                  const char *btf_path);
+int bpf_object__load(struct bpf_object *object);
+void bpf_object__close(struct bpf_object *object);
+struct bpf_program *bpf_object__find_program_by_name(const struct bpf_object *, const char *);
+struct bpf_map *bpf_object__find_map_by_name(const struct bpf_object *, const char *);
+
+int bpf_program__set_autoload(struct bpf_program *program, bool autoload);
+struct bpf_program *bpf_object__next_program(const struct bpf_object *, struct bpf_program *);
+const char *bpf_program__name(const struct bpf_program *program);
+int bpf_program__fd(const struct bpf_program *program);
+struct bpf_link *bpf_program__attach(const struct bpf_program *program);
+int bpf_link__destroy(struct bpf_link *link);
+int bpf_link__fd(const struct bpf_link *link);
+int kt_program_run(int program_fd, void *context, size_t size);
+
+int bpf_map__fd(const struct bpf_map *map);
+int bpf_map__set_max_entries(struct bpf_map *map, uint32_t entries);
+int bpf_map__set_autocreate(struct bpf_map *map, bool autocreate);
+void *bpf_map__initial_value(struct bpf_map *map, size_t *size);
+int kt_inner_map_set_value_size(struct bpf_object *, const char *outer, unsigned int size);
+int kt_map_create_array(const char *name, uint32_t value_size);
+int bpf_map_update_elem(int fd, const void *key, const void *value, uint64_t flags);
+int libbpf_num_possible_cpus(void);
+
+struct btf *btf__load_vmlinux_btf(void);
+struct btf *btf__parse(const char *path, void *extension);
+void btf__free(struct btf *btf);
+int btf__find_by_name(const struct btf *btf, const char *name);
+int kt_tracepoint_arguments(const struct btf *btf, const char *name);
+
+void kt_log_begin(void);
+const char *kt_log_end(void);
+void *kt_region_map(int map_fd, size_t size);
+void *kt_region_anonymous(size_t size);
+int kt_region_forget(void *address, size_t size);
+
+#define KT_ABI ...
+#define KT_THREADS ...
+#define KT_SLOTS ...
+#define KT_CALLS ...
+static const size_t kt_thread_bytes;
+static const size_t kt_slot_bytes;
+static const size_t kt_slot_bank;
+static const size_t kt_slot_call;
+"""
+
+SOURCE = """
+#include <stdbool.h>
+#include <bpf/bpf.h>
+#include <bpf/btf.h>
+#include <bpf/libbpf.h>
+#include "shim.h"
+#include "kt_region.h"
+static const size_t kt_thread_bytes = sizeof(struct kt_thread);
+static const size_t kt_slot_bytes = sizeof(struct kt_slot);
+static const size_t kt_slot_bank = offsetof(struct kt_slot, bank);
+static const size_t kt_slot_call = offsetof(struct kt_slot, call);
+"""
+
+
+def library_folders() -> list[Path]:
+    """Name the folders where a distribution keeps its libraries, the multiarch one first."""
+    import sysconfig
+
+    multiarch = sysconfig.get_config_var("MULTIARCH")
+    folders = [Path(folder) for folder in LIBRARY_FOLDERS]
+    if multiarch:
+        folders.insert(0, Path("/usr/lib") / multiarch)
+    return folders
+
+
+def static_libraries() -> list[str]:
+    """Return libbpf, libelf and libz as archives, or nothing if one of them is missing."""
+    found = []
+    for name in STATIC:
+        paths = [folder / name for folder in library_folders() if (folder / name).exists()]
+        if not paths:
+            return []
+        found.append(str(paths[0]))
+    return found
+
+
+def make_ffi() -> FFI:
+    """Describe the extension; setuptools compiles it."""
+    root = HERE.parents[2]
+    archives = [] if os.environ.get("KERNELTRACE_DYNAMIC_LIBBPF") else static_libraries()
+    ffi = FFI()
+    ffi.cdef(DECLARATIONS)
+    ffi.set_source(
+        "kerneltrace_core._native._libbpf",
+        SOURCE,
+        sources=[os.path.relpath(HERE / "shim.c", root)],
+        depends=[os.path.relpath(HERE / "shim.h", root), "probes/include/kt_region.h"],
+        include_dirs=[os.path.relpath(HERE, root), "probes/include"],
+        extra_compile_args=["-Wall", "-Wextra"],
+        extra_link_args=archives,
+        libraries=[] if archives else ["bpf", "elf", "z"],
+    )
+    return ffi
+
+
+ffi = make_ffi()

@@ -1,0 +1,266 @@
+"""libbpf as Python functions: one C call each, every return code checked on its line.
+
+Not thread-safe for one object; different objects may be used from different threads.
+Nothing here decides: which program to load, what a refusal means to a user and what to do
+next is said by the callers, who get the errno and the lines that libbpf wrote.
+"""
+
+from __future__ import annotations
+
+import errno as errno_names
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn, TypeVar
+
+from kerneltrace_core.errors import (
+    AttachError,
+    KernelTraceError,
+    LoadError,
+    NativeMissingError,
+    PrivilegeError,
+)
+
+try:
+    from kerneltrace_core._native._libbpf import ffi, lib
+except ImportError as cause:
+    raise NativeMissingError(
+        f"import kerneltrace_core._native._libbpf: {cause} "
+        "(the compiled part is missing: install a wheel for this platform, "
+        "or build on Linux with libbpf's headers)"
+    ) from cause
+
+# Opaque C pointers. They are as good as their owner: kerneltrace_core.bpf keeps that.
+Object = Any
+Program = Any
+Map = Any
+Link = Any
+Btf = Any
+
+ABI: int = lib.KT_ABI
+THREADS: int = lib.KT_THREADS
+SLOTS: int = lib.KT_SLOTS
+CALLS: int = lib.KT_CALLS
+THREAD_BYTES: int = lib.kt_thread_bytes
+SLOT_BYTES: int = lib.kt_slot_bytes
+SLOT_BANK_OFFSET: int = lib.kt_slot_bank
+SLOT_CALL_OFFSET: int = lib.kt_slot_call
+
+T = TypeVar("T")
+
+# libbpf guesses; on kernels since 5.11 memory is accounted to the cgroup and this is wrong.
+WRONG_HINTS = ("permission error while running as root; try raising 'ulimit -l'",)
+
+
+def _log_lines() -> tuple[str, ...]:
+    text: str = ffi.string(lib.kt_log_end()).decode("utf-8", "replace")
+    return tuple(
+        line for line in text.splitlines() if not any(hint in line for hint in WRONG_HINTS)
+    )
+
+
+def _reason(code: int) -> str:
+    return f"{os.strerror(code)} ({errno_names.errorcode.get(code, code)})"
+
+
+def _refused(
+    act: str, code: int, error: Callable[..., KernelTraceError] = LoadError
+) -> NoReturn:
+    if code in (errno_names.EPERM, errno_names.EACCES) and not _verifier_spoke(_log_lines()):
+        raise PrivilegeError(f"{act}: {_reason(code)}", errno=code)
+    if error is LoadError:
+        raise LoadError(f"{act}: {_reason(code)}", errno=code, log=_log_lines())
+    raise error(f"{act}: {_reason(code)}", errno=code)
+
+
+def _verifier_spoke(log: tuple[str, ...]) -> bool:
+    """Tell a program that the verifier rejected (also EACCES) from a missing privilege."""
+    return any(line.startswith("processed ") and " insns" in line for line in log)
+
+
+def _checked(act: str, code: int) -> int:
+    """Return a non-negative result; raise for a negative errno."""
+    if code < 0:
+        _refused(act, -code)
+    return code
+
+
+# ---- objects ----------------------------------------------------------------
+
+
+def open_object(data: bytes, name: str, btf_path: str | None = None) -> Object:
+    """Parse an ELF object. Raises LoadError. The caller closes it."""
+    lib.kt_log_begin()
+    path = ffi.NULL if btf_path is None else btf_path.encode()
+    found = lib.kt_object_open(data, len(data), name.encode(), path)
+    if found == ffi.NULL:
+        _refused(f"open BPF object {name}", ffi.errno)
+    return found
+
+
+def load_object(opened: Object, name: str) -> None:
+    """Create the maps and load the programs. Blocks for tens of milliseconds.
+
+    Raises LoadError with the verifier's log, PrivilegeError.
+    """
+    lib.kt_log_begin()
+    _checked(f"load BPF object {name}", lib.bpf_object__load(opened))
+
+
+def close_object(opened: Object) -> None:
+    """Free the object, its maps and programs. Links must be destroyed before."""
+    lib.bpf_object__close(opened)
+
+
+# ---- programs ---------------------------------------------------------------
+
+
+def programs(opened: Object) -> Iterator[tuple[str, Program]]:
+    """Yield each program of an object with its name."""
+    program = lib.bpf_object__next_program(opened, ffi.NULL)
+    while program != ffi.NULL:
+        yield ffi.string(lib.bpf_program__name(program)).decode(), program
+        program = lib.bpf_object__next_program(opened, program)
+
+
+def set_autoload(program: Program, wanted: bool) -> None:
+    """Say before load whether a program is loaded."""
+    _checked("set autoload", lib.bpf_program__set_autoload(program, wanted))
+
+
+def program_fd(program: Program) -> int:
+    """Return the descriptor of a loaded program."""
+    return _checked("get program descriptor", lib.bpf_program__fd(program))
+
+
+def run_program(fd: int, context: bytearray, act: str) -> None:
+    """Run a SEC("syscall") program on this thread; context is read and written back."""
+    _checked(act, lib.kt_program_run(fd, ffi.from_buffer(context), len(context)))
+
+
+def attach(program: Program, name: str) -> Link:
+    """Attach a program where its section says. Raises AttachError, PrivilegeError."""
+    lib.kt_log_begin()
+    link = lib.bpf_program__attach(program)
+    if link == ffi.NULL:
+        _refused(f"attach program {name}", ffi.errno, AttachError)
+    return link
+
+
+def link_fd(link: Link) -> int:
+    """Return the descriptor of a link."""
+    return _checked("get link descriptor", lib.bpf_link__fd(link))
+
+
+def destroy_link(link: Link) -> None:
+    """Detach and free."""
+    _checked("detach", lib.bpf_link__destroy(link))
+
+
+# ---- maps -------------------------------------------------------------------
+
+
+def find_map(opened: Object, name: str) -> Map:
+    """Return a map of an object. Raises LoadError if it has none of that name."""
+    found = lib.bpf_object__find_map_by_name(opened, name.encode())
+    if found == ffi.NULL:
+        raise LoadError(f"find map {name}: the object has no such map", errno=ffi.errno)
+    return found
+
+
+def map_fd(found: Map) -> int:
+    """Return the descriptor of a created map."""
+    return _checked("get map descriptor", lib.bpf_map__fd(found))
+
+
+def set_max_entries(found: Map, entries: int) -> None:
+    """Size a map before load."""
+    _checked("set map size", lib.bpf_map__set_max_entries(found, entries))
+
+
+def set_autocreate(found: Map, wanted: bool) -> None:
+    """Say before load whether a map is created."""
+    _checked("set map autocreate", lib.bpf_map__set_autocreate(found, wanted))
+
+
+def initial_value(found: Map) -> memoryview:
+    """Return the memory of a global data section before load; it lives as long as the object."""
+    size = ffi.new("size_t *")
+    address = lib.bpf_map__initial_value(found, size)
+    if address == ffi.NULL:
+        raise LoadError("read initial value: the map is no data section", errno=ffi.errno)
+    return memoryview(ffi.buffer(address, size[0]))
+
+
+def set_inner_value_size(opened: Object, outer: str, size: int) -> None:
+    """Size the values of the maps that an outer map will hold."""
+    _checked("size inner map", lib.kt_inner_map_set_value_size(opened, outer.encode(), size))
+
+
+def create_region_map(size: int) -> int:
+    """Create a one-element array that can be mapped; returns its descriptor."""
+    return _checked("create region", lib.kt_map_create_array(b"kt_region", size))
+
+
+def update_map_u32(fd: int, key: int, value: int) -> None:
+    """Store a u32 under a u32, as an ARRAY_OF_MAPS takes a descriptor. Waits for RCU (20 ms)."""
+    key_value = ffi.new("uint32_t[2]", [key, value])
+    code = lib.bpf_map_update_elem(fd, key_value, key_value + 1, 0)
+    _checked("update map", code)
+
+
+def possible_cpus() -> int:
+    """Return how many CPUs this kernel may ever have."""
+    return _checked("count possible CPUs", lib.libbpf_num_possible_cpus())
+
+
+# ---- BTF --------------------------------------------------------------------
+
+
+def load_btf(path: str | None = None) -> Btf:
+    """Parse the running kernel's BTF, or a file. Raises LoadError. The caller frees it."""
+    lib.kt_log_begin()
+    if path is None:
+        btf = lib.btf__load_vmlinux_btf()
+    else:
+        btf = lib.btf__parse(path.encode(), ffi.NULL)
+    if btf == ffi.NULL:
+        _refused(f"read BTF {path or '/sys/kernel/btf/vmlinux'}", ffi.errno)
+    return btf
+
+
+def free_btf(btf: Btf) -> None:
+    """Free parsed BTF."""
+    lib.btf__free(btf)
+
+
+def tracepoint_arguments(btf: Btf, name: str) -> int | None:
+    """Return how many arguments a BTF tracepoint has, None if the kernel has no such."""
+    count: int = lib.kt_tracepoint_arguments(btf, name.encode())
+    return None if count < 0 else count
+
+
+# ---- regions ----------------------------------------------------------------
+
+
+def map_region(fd: int, size: int) -> tuple[int, memoryview]:
+    """Map a region; a forked child has private memory at the same addresses."""
+    address = lib.kt_region_map(fd, size)
+    if address == ffi.NULL:
+        _refused("map region", ffi.errno)
+    return int(ffi.cast("uintptr_t", address)), memoryview(ffi.buffer(address, size)).cast("B")
+
+
+def anonymous_region(size: int) -> tuple[int, memoryview]:
+    """Return zeroed memory of a region's size that no kernel program knows."""
+    address = lib.kt_region_anonymous(size)
+    if address == ffi.NULL:
+        _refused("allocate region", ffi.errno)
+    return int(ffi.cast("uintptr_t", address)), memoryview(ffi.buffer(address, size)).cast("B")
+
+
+def forget_region(address: int, size: int) -> None:
+    """Replace a mapped region by private memory at the same addresses, for good.
+
+    It is never unmapped: a thread may still hold the address of its cell.
+    """
+    _checked("forget region", lib.kt_region_forget(ffi.cast("void *", address), size))

@@ -1,0 +1,187 @@
+/* SPDX-License-Identifier: MIT */
+#include "shim.h"
+
+#include <bpf/bpf.h>
+#include <bpf/btf.h>
+#include <bpf/libbpf.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+/* ---- log capture -------------------------------------------------------- */
+
+#define KT_LOG_BYTES (256 * 1024) /* a verifier log with its useful end */
+
+static __thread char *log_text;
+static __thread size_t log_used;
+
+/* Keeps the newest half when full: the end of a verifier log tells. */
+static int log_line(enum libbpf_print_level level, const char *format, va_list arguments)
+{
+	int written;
+
+	if (!log_text || level == LIBBPF_DEBUG)
+		return 0;
+	if (log_used > KT_LOG_BYTES / 2) {
+		size_t keep = log_used / 2;
+
+		memmove(log_text, log_text + log_used - keep, keep);
+		log_used = keep;
+	}
+	written = vsnprintf(log_text + log_used, KT_LOG_BYTES - log_used, format, arguments);
+	if (written > 0) {
+		log_used += written;
+		if (log_used > KT_LOG_BYTES - 1)
+			log_used = KT_LOG_BYTES - 1;
+	}
+	return 0;
+}
+
+void kt_log_begin(void)
+{
+	libbpf_set_print(log_line);
+	if (!log_text)
+		log_text = malloc(KT_LOG_BYTES);
+	log_used = 0;
+	if (log_text)
+		log_text[0] = 0;
+}
+
+const char *kt_log_end(void)
+{
+	static __thread char empty[1];
+
+	return log_text ? log_text : empty;
+}
+
+/* ---- calls whose options are structs ------------------------------------ */
+
+struct bpf_object *kt_object_open(const void *bytes, size_t size, const char *name,
+				  const char *btf_path)
+{
+	LIBBPF_OPTS(bpf_object_open_opts, options, .object_name = name,
+		    .btf_custom_path = btf_path);
+
+	return bpf_object__open_mem(bytes, size, &options);
+}
+
+int kt_program_run(int program_fd, void *context, size_t size)
+{
+	LIBBPF_OPTS(bpf_test_run_opts, options, .ctx_in = context, .ctx_size_in = size);
+
+	return bpf_prog_test_run_opts(program_fd, &options) ? -errno : 0;
+}
+
+int kt_tracepoint_arguments(const struct btf *btf, const char *name)
+{
+	char typedef_name[128];
+	const struct btf_type *type;
+	int id;
+
+	snprintf(typedef_name, sizeof(typedef_name), "btf_trace_%s", name);
+	id = btf__find_by_name_kind(btf, typedef_name, BTF_KIND_TYPEDEF);
+	if (id < 0)
+		return -ENOENT;
+	type = btf__type_by_id(btf, btf__type_by_id(btf, id)->type); /* pointer */
+	type = type ? btf__type_by_id(btf, type->type) : NULL;	     /* to function */
+	if (!type || !btf_is_func_proto(type))
+		return -EINVAL;
+	return btf_vlen(type) - 1; /* the first is the tracepoint's private data */
+}
+
+int kt_inner_map_set_value_size(struct bpf_object *object, const char *outer, unsigned int size)
+{
+	struct bpf_map *map = bpf_object__find_map_by_name(object, outer);
+	struct bpf_map *inner = map ? bpf_map__inner_map(map) : NULL;
+
+	return inner ? bpf_map__set_value_size(inner, size) : -ENOENT;
+}
+
+int kt_map_create_array(const char *name, unsigned int value_size)
+{
+	LIBBPF_OPTS(bpf_map_create_opts, options, .map_flags = BPF_F_MMAPABLE);
+	int fd = bpf_map_create(BPF_MAP_TYPE_ARRAY, name, 4, value_size, 1, &options);
+
+	return fd < 0 ? -errno : fd;
+}
+
+/* ---- regions ------------------------------------------------------------- */
+
+#define KT_REGIONS 64
+
+/* Live mappings, for the child of a fork. Entries are added and removed by one
+ * thread at a time (the lock); the child is alone. */
+static struct {
+	void *address;
+	size_t size;
+} regions[KT_REGIONS];
+static pthread_mutex_t regions_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_once_t regions_once = PTHREAD_ONCE_INIT;
+
+static void *map_private(void *address, size_t size)
+{
+	int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | (address ? MAP_FIXED : 0);
+	void *result = mmap(address, size, PROT_READ | PROT_WRITE, flags, -1, 0);
+
+	return result == MAP_FAILED ? NULL : result;
+}
+
+static void forget_in_child(void)
+{
+	for (int i = 0; i < KT_REGIONS; i++) {
+		if (regions[i].address)
+			map_private(regions[i].address, regions[i].size);
+		regions[i].address = NULL;
+	}
+	pthread_mutex_init(&regions_lock, NULL);
+}
+
+static void watch_forks(void)
+{
+	pthread_atfork(NULL, NULL, forget_in_child);
+}
+
+void *kt_region_map(int map_fd, size_t size)
+{
+	void *address;
+	int slot;
+
+	pthread_once(&regions_once, watch_forks);
+	pthread_mutex_lock(&regions_lock);
+	for (slot = 0; slot < KT_REGIONS && regions[slot].address; slot++)
+		;
+	if (slot == KT_REGIONS) {
+		pthread_mutex_unlock(&regions_lock);
+		errno = ENOSPC;
+		return NULL;
+	}
+	address = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, map_fd, 0);
+	if (address != MAP_FAILED) {
+		regions[slot].size = size;
+		regions[slot].address = address;
+	}
+	pthread_mutex_unlock(&regions_lock);
+	return address == MAP_FAILED ? NULL : address;
+}
+
+void *kt_region_anonymous(size_t size)
+{
+	return map_private(NULL, size);
+}
+
+int kt_region_forget(void *address, size_t size)
+{
+	int result;
+
+	pthread_mutex_lock(&regions_lock);
+	for (int i = 0; i < KT_REGIONS; i++)
+		if (regions[i].address == address)
+			regions[i].address = NULL;
+	result = map_private(address, size) ? 0 : -errno;
+	pthread_mutex_unlock(&regions_lock);
+	return result;
+}

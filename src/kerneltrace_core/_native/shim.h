@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What the binding needs beside libbpf's own functions: calls whose options are
+ * structs, log capture, and memory that stays safe across fork.
+ */
+#ifndef KT_SHIM_H
+#define KT_SHIM_H
+
+#include <stddef.h>
+
+struct bpf_object;
+struct btf;
+
+/* Lines that libbpf prints on this thread between begin and end. */
+void kt_log_begin(void);
+const char *kt_log_end(void);
+
+/* NULL and errno on failure. btf_path may be NULL: the running kernel's. */
+struct bpf_object *kt_object_open(const void *bytes, size_t size, const char *name,
+				  const char *btf_path);
+
+/* 0, or a negative errno. The context is read and written back. */
+int kt_program_run(int program_fd, void *context, size_t size);
+
+/* Number of arguments of a BTF tracepoint, or -ENOENT. */
+int kt_tracepoint_arguments(const struct btf *btf, const char *name);
+
+/* Value size of the maps that an outer map will hold; 0 or -errno. */
+int kt_inner_map_set_value_size(struct bpf_object *object, const char *outer, unsigned int size);
+
+/* A one-element BPF_F_MMAPABLE array, as regions are; fd or -errno. */
+int kt_map_create_array(const char *name, unsigned int value_size);
+
+/*
+ * Map a BPF array. In a child after fork(2) the same addresses hold private
+ * zeroed memory: a store through an address that the child inherited reaches
+ * nobody. NULL and errno on failure.
+ */
+void *kt_region_map(int map_fd, size_t size);
+/* The same memory, private to the process, as kt_region_forget leaves it. */
+void *kt_region_anonymous(size_t size);
+/* Replace a mapping by private zeroed memory at the same addresses, for good. */
+int kt_region_forget(void *address, size_t size);
+
+#endif
