@@ -46,7 +46,7 @@ class PrivilegeError(_SystemError, PermissionError):
 
 
 class UnsupportedError(_SystemError):
-    """This kernel, or this operating system, does not have what was asked for."""
+    """The kernel, or the operating system, does not have what was asked for."""
 
 
 class AttachError(_SystemError):

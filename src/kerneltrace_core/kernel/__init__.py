@@ -1,0 +1,1 @@
+"""Facts about the running kernel and this process's privileges: yes, no, or could not tell."""
