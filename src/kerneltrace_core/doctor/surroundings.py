@@ -47,7 +47,7 @@ def capabilities_fact(privileges: Privileges) -> Support:
     missing = held.missing(NEEDED)
     if missing:
         names = ", ".join(name.upper() for name in missing)
-        return Support.no(f"{names} missing", "one of the ways below")
+        return Support.no(f"{names} missing", f"give it {names}")
     if privileges.initial_user_namespace is False:
         return Support.no(
             "held in a user namespace only, where they do not count",
@@ -59,16 +59,23 @@ def capabilities_fact(privileges: Privileges) -> Support:
 
 def tracefs_fact(paths: tuple[str, ...] = TRACEFS) -> Support:
     """Say whether classic tracepoints can be looked up; the request probes need no tracefs."""
+    closed = None
     for path in paths:
-        if os.access(f"{path}/events", os.R_OK | os.X_OK):
+        try:
+            any(Path(f"{path}/events").iterdir())
+        except PermissionError:
+            closed = closed or path
+        except OSError:
+            continue
+        else:
             return Support.yes(path)
-    if Path(f"{paths[0]}/events").is_dir():
+    if closed:
         return Support.no(
-            "not readable; only classic tracepoints need it",
-            f"mount -o remount,gid=GROUP,mode=0750 {paths[0]}",
+            f"{closed} is not readable; only classic tracepoints need it",
+            f"mount -o remount,gid=GROUP,mode=0750 {closed}",
         )
     return Support.no(
-        "not mounted, or not readable; only classic tracepoints need it",
+        "not mounted; only classic tracepoints need it",
         f"mount -t tracefs tracefs {paths[0]}",
     )
 
