@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sysconfig
+import tempfile
 from pathlib import Path
 
 from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
 LIBRARY_FOLDERS = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/local/lib64")
-STATIC = ("libbpf.a", "libelf.a", "libz.a")
+LIBRARIES = ("bpf", "elf", "z")
 
 DECLARATIONS = """
 struct bpf_object; struct bpf_program; struct bpf_map; struct bpf_link; struct btf;
@@ -33,7 +36,9 @@ int kt_program_run(int program_fd, void *context, size_t size);
 int bpf_map__fd(const struct bpf_map *map);
 int bpf_map__set_max_entries(struct bpf_map *map, uint32_t entries);
 int bpf_map__set_autocreate(struct bpf_map *map, bool autocreate);
-void *bpf_map__initial_value(struct bpf_map *map, size_t *size);
+const void *bpf_map__initial_value(struct bpf_map *map, size_t *size);
+int kt_variable(const struct bpf_object *object, const char *section, const char *name,
+                unsigned int *offset, unsigned int *size);
 int kt_inner_map_set_value_size(struct bpf_object *, const char *outer, unsigned int size);
 int kt_map_create_array(const char *name, uint32_t value_size);
 int bpf_map_update_elem(int fd, const void *key, const void *value, uint64_t flags);
@@ -42,7 +47,6 @@ int libbpf_num_possible_cpus(void);
 struct btf *btf__load_vmlinux_btf(void);
 struct btf *btf__parse(const char *path, void *extension);
 void btf__free(struct btf *btf);
-int btf__find_by_name(const struct btf *btf, const char *name);
 int kt_tracepoint_arguments(const struct btf *btf, const char *name);
 
 void kt_log_begin(void);
@@ -77,8 +81,6 @@ static const size_t kt_slot_call = offsetof(struct kt_slot, call);
 
 def library_folders() -> list[Path]:
     """Name the folders where a distribution keeps its libraries, the multiarch one first."""
-    import sysconfig
-
     multiarch = sysconfig.get_config_var("MULTIARCH")
     folders = [Path(folder) for folder in LIBRARY_FOLDERS]
     if multiarch:
@@ -86,21 +88,30 @@ def library_folders() -> list[Path]:
     return folders
 
 
-def static_libraries() -> list[str]:
-    """Return libbpf, libelf and libz as archives, or nothing if one of them is missing."""
-    found = []
-    for name in STATIC:
-        paths = [folder / name for folder in library_folders() if (folder / name).exists()]
-        if not paths:
-            return []
-        found.append(str(paths[0]))
-    return found
+def is_position_independent(archive: Path) -> bool:
+    """Tell whether an archive can become part of a shared object; Debian's libelf.a cannot."""
+    compiler = (sysconfig.get_config_var("CC") or "cc").split()
+    with tempfile.TemporaryDirectory() as folder:
+        command = [*compiler, "-shared", "-o", str(Path(folder) / "probe.so")]
+        command += ["-Wl,--whole-archive", str(archive), "-Wl,--no-whole-archive"]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def find_archive(library: str) -> str | None:
+    """Return the archive to link a library from, None to link it dynamically."""
+    if os.environ.get("KERNELTRACE_DYNAMIC_LIBBPF"):
+        return None
+    for folder in library_folders():
+        archive = folder / f"lib{library}.a"
+        if archive.exists():
+            return str(archive) if is_position_independent(archive) else None
+    return None
 
 
 def make_ffi() -> FFI:
     """Describe the extension; setuptools compiles it."""
     root = HERE.parents[2]
-    archives = [] if os.environ.get("KERNELTRACE_DYNAMIC_LIBBPF") else static_libraries()
+    archives = {library: find_archive(library) for library in LIBRARIES}
     ffi = FFI()
     ffi.cdef(DECLARATIONS)
     ffi.set_source(
@@ -110,8 +121,9 @@ def make_ffi() -> FFI:
         depends=[os.path.relpath(HERE / "shim.h", root), "probes/include/kt_region.h"],
         include_dirs=[os.path.relpath(HERE, root), "probes/include"],
         extra_compile_args=["-Wall", "-Wextra"],
-        extra_link_args=archives,
-        libraries=[] if archives else ["bpf", "elf", "z"],
+        # Archives first: libbpf needs what follows.
+        extra_link_args=[path for path in archives.values() if path]
+        + [f"-l{library}" for library, path in archives.items() if not path],
     )
     return ffi
 

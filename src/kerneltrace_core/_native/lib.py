@@ -191,6 +191,15 @@ def initial_value(found: Map) -> memoryview:
     return memoryview(ffi.buffer(address, size[0]))
 
 
+def variable(opened: Object, section: str, name: str) -> tuple[int, int]:
+    """Return offset and size of a global variable in its section. Raises LoadError."""
+    place = ffi.new("unsigned int[2]")
+    code = lib.kt_variable(opened, section.encode(), name.encode(), place, place + 1)
+    if code < 0:
+        raise LoadError(f"find variable {name}: not in {section} of the object", errno=-code)
+    return int(place[0]), int(place[1])
+
+
 def set_inner_value_size(opened: Object, outer: str, size: int) -> None:
     """Size the values of the maps that an outer map will hold."""
     _checked("size inner map", lib.kt_inner_map_set_value_size(opened, outer.encode(), size))

@@ -93,6 +93,26 @@ int kt_tracepoint_arguments(const struct btf *btf, const char *name)
 	return btf_vlen(type) - 1; /* the first is the tracepoint's private data */
 }
 
+int kt_variable(const struct bpf_object *object, const char *section, const char *name,
+		unsigned int *offset, unsigned int *size)
+{
+	const struct btf *btf = bpf_object__btf(object);
+	int id = btf ? btf__find_by_name_kind(btf, section, BTF_KIND_DATASEC) : -ENOENT;
+	const struct btf_type *type = id < 0 ? NULL : btf__type_by_id(btf, id);
+	const struct btf_var_secinfo *variable = type ? btf_var_secinfos(type) : NULL;
+
+	for (int i = 0; type && i < btf_vlen(type); i++, variable++) {
+		const struct btf_type *var = btf__type_by_id(btf, variable->type);
+
+		if (strcmp(btf__name_by_offset(btf, var->name_off), name))
+			continue;
+		*offset = variable->offset;
+		*size = variable->size;
+		return 0;
+	}
+	return -ENOENT;
+}
+
 int kt_inner_map_set_value_size(struct bpf_object *object, const char *outer, unsigned int size)
 {
 	struct bpf_map *map = bpf_object__find_map_by_name(object, outer);

@@ -25,6 +25,10 @@ int kt_program_run(int program_fd, void *context, size_t size);
 /* Number of arguments of a BTF tracepoint, or -ENOENT. */
 int kt_tracepoint_arguments(const struct btf *btf, const char *name);
 
+/* Where a global variable lies in its section (".rodata"); 0 or -errno. */
+int kt_variable(const struct bpf_object *object, const char *section, const char *name,
+		unsigned int *offset, unsigned int *size);
+
 /* Value size of the maps that an outer map will hold; 0 or -errno. */
 int kt_inner_map_set_value_size(struct bpf_object *object, const char *outer, unsigned int size);
 

@@ -1,0 +1,1 @@
+"""BPF objects, their programs and links as live Python objects."""

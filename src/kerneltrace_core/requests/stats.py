@@ -1,0 +1,484 @@
+"""KernelStats: what the kernel did for one request, decoded from a copied block on access."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from struct import Struct
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from kerneltrace_core.requests import layout
+
+if TYPE_CHECKING:
+    from kerneltrace_core.requests.pystep import Record
+
+__all__ = ["CallStats", "KernelStats", "Measures"]
+
+_BLOCK = Struct(f"<{layout.BLOCK_WORDS}Q")
+_WORD = Struct("<Q").unpack_from
+_BANK_BLOCKED = Struct(f"<{len(layout.CAUSES)}Q").unpack_from
+_CALLS = Struct(f"<{layout.CALLS * layout.CALL_WORDS}Q").unpack_from
+_NO_BLOCK = bytes(layout.BLOCK_WORDS * 8)
+
+OPEN_CALLS = tuple(layout.CALL_INDEX[name] for name in ("open", "openat", "openat2", "creat"))
+FSYNC_CALLS = tuple(layout.CALL_INDEX[name] for name in ("fsync", "fdatasync"))
+CONNECT_CALL = layout.CALL_INDEX["connect"]
+
+# Words that hold a state or a maximum: a difference of two blocks takes the later one.
+_NOT_SUMMED = frozenset(
+    (0, layout.LOOP_BLOCK_MAX_NS, layout.THREADS_USED, layout.DETACHED, layout.FLAGS, layout.VALUE)
+)
+EXACT_WITHIN_NS = 100_000
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What the backend in use measures; everything else is None in the stats.
+
+    ``causes``: time blocked by cause. ``calls``: system calls by name. ``call_times``: their
+    durations. ``files``: bytes of read and write. ``net``: bytes on sockets. ``retransmits``,
+    ``block``, ``faults``: those counters. ``processes``: forks and execs.
+    """
+
+    backend: str = "off"
+    ledger: bool = False
+    causes: bool = False
+    calls: bool = False
+    call_times: bool = False
+    files: bool = False
+    net: bool = False
+    retransmits: bool = False
+    block: bool = False
+    disk_bytes: bool = False
+    faults: bool = False
+    processes: bool = False
+
+
+OFF = Measures()
+
+
+class CallStats(NamedTuple):
+    """One system call's share: how often, how often it failed, and kernel time (None: not timed)."""
+
+    name: str
+    calls: int
+    errors: int
+    ns: int | None
+
+
+class KernelStats:
+    """What the kernel did for one request.
+
+    While the request runs the attributes are live: each access reads the counters as they are
+    now. ``finish`` of the tracer, or ``mark``, freezes them; from then on they describe the time
+    from the first step to the last body message, and ``background`` what came after it.
+
+    Units are in the names; an attribute that the backend in use cannot measure is None, never 0.
+    Reading costs no system call. May be read from any thread.
+    """
+
+    __slots__ = ("__weakref__", "_block", "_measures", "_phase", "_whole", "record")
+
+    def __init__(self, record: Record | None, measures: Measures = OFF) -> None:
+        self.record = record
+        self._measures = measures
+        self._block: bytes | None = None
+        self._whole: bytes | None = None
+        self._phase = "response"
+
+    @classmethod
+    def off(cls) -> KernelStats:
+        """Return stats of a request that was not traced: every measure is None."""
+        stats = cls(None)
+        stats._block = _NO_BLOCK
+        return stats
+
+    @classmethod
+    def of_block(cls, block: bytes, measures: Measures, phase: str = "response") -> KernelStats:
+        """Wrap a block that a record's mark, snapshot or close returned."""
+        stats = cls(None, measures)
+        stats._block = block
+        stats._phase = phase
+        return stats
+
+    @classmethod
+    def between(
+        cls, earlier: bytes, later: bytes, *, like: KernelStats, phase: str = "background"
+    ) -> KernelStats:
+        """Return the stats of the time between two blocks of one record."""
+        words = [
+            after if index in _NOT_SUMMED or after < before else after - before
+            for index, (before, after) in enumerate(
+                zip(_BLOCK.unpack(earlier), _BLOCK.unpack(later), strict=True)
+            )
+        ]
+        words[layout.START_NS] = _WORD(earlier, layout.END_NS * 8)[0]
+        words[layout.END_NS] = _WORD(later, layout.END_NS * 8)[0]
+        return cls.of_block(_BLOCK.pack(*words), like._measures, phase)
+
+    # ---- life -----------------------------------------------------------------
+
+    def block(self) -> bytes:
+        """Return the bytes that the attributes decode: frozen ones, or a snapshot of now."""
+        if self._block is not None:
+            return self._block
+        if self.record is None:
+            return _NO_BLOCK
+        return self.record.snapshot()
+
+    def mark(self) -> None:
+        """End the response phase now; later calls do nothing."""
+        if self._block is None and self.record is not None:
+            self._block = self.record.mark()
+
+    def freeze(self, whole: bytes) -> None:
+        """Take the final block; called by the tracer when the record is closed."""
+        self._whole = whole
+        if self._block is None:
+            self._block = whole
+
+    @property
+    def phase(self) -> str:
+        """``response``, ``background`` or ``message`` (of a websocket): what these stats describe."""
+        return self._phase
+
+    @property
+    def background(self) -> KernelStats | None:
+        """What the request did after its last body message; None if that was its end."""
+        if self._whole is None or self._whole is self._block or self._block is None:
+            return None
+        return KernelStats.between(self._block, self._whole, like=self)
+
+    @property
+    def backend(self) -> str:
+        """``bpf``, ``procfs`` or ``off``."""
+        return self._measures.backend
+
+    @property
+    def attribution(self) -> str:
+        """``exact``, or ``none``: no slot was free, or nothing is traced."""
+        return "exact" if self._charged() else "none"
+
+    # ---- decoding -------------------------------------------------------------
+
+    def _charged(self) -> bool:
+        return self._measures.ledger and self._word(layout.VALUE) != 0
+
+    def _word(self, index: int) -> int:
+        value: int = _WORD(self.block(), index * 8)[0]
+        return value
+
+    def _if(self, measured: bool, index: int) -> int | None:
+        return self._word(index) if measured and self._charged() else None
+
+    def _ledger(self, index: int) -> int | None:
+        return self._word(index) if self._measures.ledger else None
+
+    def _bank(self, bank: int, index: int, measured: bool = True) -> int | None:
+        where = layout.BANK + bank * layout.BANK_WORDS + index
+        return self._if(self._measures.ledger and measured, where)
+
+    def _both(self, index: int, measured: bool = True) -> int | None:
+        loop, threads = self._bank(0, index, measured), self._bank(1, index, measured)
+        return None if loop is None or threads is None else loop + threads
+
+    def _blocked(self, bank: int) -> tuple[int, ...] | None:
+        if not self._charged():
+            return None
+        where = layout.BANK + bank * layout.BANK_WORDS + layout.BLOCKED_NS
+        return _BANK_BLOCKED(self.block(), where * 8)
+
+    def _blocked_ns(self, bank: int) -> int | None:
+        causes = self._blocked(bank)
+        return None if causes is None else sum(causes)
+
+    def _blocked_by(self, bank: int) -> dict[str, int] | None:
+        causes = self._blocked(bank) if self._measures.causes else None
+        return None if causes is None else dict(zip(layout.CAUSES, causes, strict=True))
+
+    def _on_cpu(self, run: int, bank: int) -> int | None:
+        blocked, queued = self._blocked_ns(bank), self._bank(bank, layout.RUN_QUEUE_NS)
+        if blocked is None or queued is None:
+            return None
+        return max(0, self._word(run) - queued - blocked)
+
+    def _calls(self) -> list[tuple[int, int, int]] | None:
+        if not self._measures.calls or not self._charged():
+            return None
+        words = _CALLS(self.block(), layout.CALL * 8)
+        return list(zip(words[::3], words[1::3], words[2::3], strict=True))
+
+    def _sum_calls(
+        self, indices: tuple[int, ...], of: Callable[[tuple[int, int, int]], int]
+    ) -> int | None:
+        calls = self._calls()
+        return None if calls is None else sum(of(calls[index]) for index in indices)
+
+    # ---- time on the event loop's thread ----------------------------------------
+
+    @property
+    def wall_ns(self) -> int | None:
+        """From the first step to the last body message."""
+        if not self._measures.ledger:
+            return None
+        block = self.block()
+        wall: int = _WORD(block, layout.END_NS * 8)[0] - _WORD(block, layout.START_NS * 8)[0]
+        return wall
+
+    @property
+    def cpu_ns(self) -> int | None:
+        """On CPU while this request was current: its steps less run queue and blocked."""
+        return self._on_cpu(layout.RUN_NS, 0)
+
+    @property
+    def run_queue_ns(self) -> int | None:
+        """Runnable, waiting for a CPU."""
+        return self._bank(0, layout.RUN_QUEUE_NS)
+
+    @property
+    def blocked_ns(self) -> int | None:
+        """Off CPU while current, and not for want of a CPU."""
+        return self._blocked_ns(0)
+
+    @property
+    def blocked_by(self) -> dict[str, int] | None:
+        """``blocked_ns`` by cause: other disk net lock sleep pipe poll fault child."""
+        return self._blocked_by(0)
+
+    @property
+    def loop_wait_ns(self) -> int | None:
+        """Ready to run while something else held the event loop: the part that is certain."""
+        return self._ledger(layout.LOOP_WAIT_MIN_NS)
+
+    @property
+    def loop_wait_max_ns(self) -> int | None:
+        """The most that ``loop_wait_ns`` can have been; equal when it is exact."""
+        return self._ledger(layout.LOOP_WAIT_MAX_NS)
+
+    @property
+    def loop_wait_exact(self) -> bool | None:
+        """Whether the two bounds of the loop wait agree within 100 us or 1%."""
+        low, high = self.loop_wait_ns, self.loop_wait_max_ns
+        if low is None or high is None:
+            return None
+        return high - low <= max(EXACT_WITHIN_NS, high // 100)
+
+    @property
+    def loop_block_max_ns(self) -> int | None:
+        """The longest step in which this request held the event loop."""
+        return self._ledger(layout.LOOP_BLOCK_MAX_NS)
+
+    @property
+    def nested_ns(self) -> int | None:
+        """Inside requests that this one made in process."""
+        return self._ledger(layout.NESTED_NS)
+
+    @property
+    def suspended_ns(self) -> int | None:
+        """Awaiting, with nothing ready."""
+        gap, wait = self._ledger(layout.GAP_NS), self._ledger(layout.LOOP_WAIT_MIN_NS)
+        return None if gap is None or wait is None else gap - wait
+
+    # ---- threads that worked for the request ------------------------------------
+
+    @property
+    def threads(self) -> int | None:
+        """How many other threads worked for the request."""
+        return self._ledger(layout.THREADS_USED)
+
+    @property
+    def thread_ns(self) -> int | None:
+        """How long they did, summed."""
+        return self._ledger(layout.THREAD_NS)
+
+    @property
+    def thread_cpu_ns(self) -> int | None:
+        """Their time on CPU."""
+        return self._on_cpu(layout.THREAD_NS, 1)
+
+    @property
+    def thread_run_queue_ns(self) -> int | None:
+        """Their time runnable, waiting for a CPU."""
+        return self._bank(1, layout.RUN_QUEUE_NS)
+
+    @property
+    def thread_blocked_ns(self) -> int | None:
+        """Their time blocked."""
+        return self._blocked_ns(1)
+
+    @property
+    def thread_blocked_by(self) -> dict[str, int] | None:
+        """``thread_blocked_ns`` by cause."""
+        return self._blocked_by(1)
+
+    @property
+    def detached(self) -> int | None:
+        """Tasks and threads of the request that still ran when it ended; not charged to it since."""
+        return self._ledger(layout.DETACHED)
+
+    # ---- system calls -----------------------------------------------------------
+
+    @property
+    def syscalls(self) -> int | None:
+        """System calls made."""
+        calls = self._calls()
+        return None if calls is None else sum(call[0] for call in calls)
+
+    @property
+    def syscall_errors(self) -> int | None:
+        """Those that failed."""
+        calls = self._calls()
+        return None if calls is None else sum(call[1] for call in calls)
+
+    @property
+    def syscall_ns(self) -> int | None:
+        """Time from entry to exit, blocked time included; None in the mode ``count``."""
+        calls = self._calls() if self._measures.call_times else None
+        return None if calls is None else sum(call[2] for call in calls)
+
+    @property
+    def top_syscalls(self) -> list[CallStats] | None:
+        """Each system call made, the one that took longest first (most often, if not timed)."""
+        calls = self._calls()
+        if calls is None:
+            return None
+        timed = self._measures.call_times
+        made = [
+            CallStats(name, count, errors, ns if timed else None)
+            for name, (count, errors, ns) in zip(layout.CALL_NAMES, calls, strict=True)
+            if count
+        ]
+        return sorted(made, key=lambda call: (call.ns or 0, call.calls), reverse=True)
+
+    @property
+    def opens(self) -> int | None:
+        """Files opened; attempts that failed are in ``syscall_errors``."""
+        return self._sum_calls(OPEN_CALLS, lambda call: call[0] - call[1])
+
+    @property
+    def fsyncs(self) -> int | None:
+        """Calls of fsync and fdatasync."""
+        return self._sum_calls(FSYNC_CALLS, lambda call: call[0])
+
+    @property
+    def fsync_ns(self) -> int | None:
+        """Time in them."""
+        if not self._measures.call_times:
+            return None
+        return self._sum_calls(FSYNC_CALLS, lambda call: call[2])
+
+    @property
+    def connects(self) -> int | None:
+        """Calls of connect, to any kind of address."""
+        return self._sum_calls((CONNECT_CALL,), lambda call: call[0])
+
+    @property
+    def execs(self) -> int | None:
+        """Programs started by its child processes."""
+        return self._if(self._measures.processes, layout.EXECS)
+
+    @property
+    def forks(self) -> int | None:
+        """Child processes made (not threads)."""
+        return self._if(self._measures.processes, layout.FORKS)
+
+    # ---- bytes, disk, network, memory --------------------------------------------
+
+    @property
+    def read_bytes(self) -> int | None:
+        """Bytes moved by read-like calls on anything but sockets."""
+        return self._if(self._measures.files, layout.READ_BYTES)
+
+    @property
+    def write_bytes(self) -> int | None:
+        """Bytes moved by write-like calls on anything but sockets."""
+        return self._if(self._measures.files, layout.WRITE_BYTES)
+
+    @property
+    def net_rx_bytes(self) -> int | None:
+        """Bytes received on sockets of any kind."""
+        return self._if(self._measures.net, layout.NET_RX_BYTES)
+
+    @property
+    def net_tx_bytes(self) -> int | None:
+        """Bytes sent on sockets of any kind."""
+        return self._if(self._measures.net, layout.NET_TX_BYTES)
+
+    @property
+    def tcp_retransmits(self) -> int | None:
+        """Segments sent again on TCP sockets that this request used last."""
+        return self._if(self._measures.retransmits, layout.TCP_RETRANSMITS)
+
+    @property
+    def disk_reads(self) -> int | None:
+        """Block I/O requests to read that were queued while current."""
+        return self._if(self._measures.block, layout.DISK_READS)
+
+    @property
+    def disk_writes(self) -> int | None:
+        """Block I/O requests to write that were queued while current."""
+        return self._if(self._measures.block, layout.DISK_WRITES)
+
+    @property
+    def disk_read_bytes(self) -> int | None:
+        """Their bytes read from block devices."""
+        return self._if(self._measures.disk_bytes, layout.DISK_READ_BYTES)
+
+    @property
+    def disk_write_bytes(self) -> int | None:
+        """Their bytes written to block devices (procfs: dirtied pages)."""
+        return self._if(self._measures.disk_bytes, layout.DISK_WRITE_BYTES)
+
+    @property
+    def disk_ns(self) -> int | None:
+        """Time from queue to completion of those requests, summed; they overlap."""
+        return self._if(self._measures.block, layout.DISK_NS)
+
+    @property
+    def minor_faults(self) -> int | None:
+        """Page faults that waited for nothing (group ``faults``)."""
+        faults, major = self._both(layout.FAULTS, self._measures.faults), self.major_faults
+        return None if faults is None or major is None else max(0, faults - major)
+
+    @property
+    def major_faults(self) -> int | None:
+        """Page faults that waited for a disk."""
+        return self._both(layout.MAJOR_FAULTS)
+
+    @property
+    def ctx_voluntary(self) -> int | None:
+        """Context switches because a thread blocked."""
+        return self._both(layout.CTX_VOLUNTARY)
+
+    @property
+    def ctx_involuntary(self) -> int | None:
+        """Context switches because a thread was preempted or yielded."""
+        return self._both(layout.CTX_INVOLUNTARY)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return every attribute by name, as of one moment."""
+        frozen = self
+        if self._block is None:
+            frozen = KernelStats.of_block(self.block(), self._measures, self._phase)
+        return {name: getattr(frozen, name) for name in FIELDS}
+
+    def __repr__(self) -> str:
+        if not self._measures.ledger:
+            return f"<KernelStats backend={self.backend}>"
+        shown = ("wall_ns", "cpu_ns", "run_queue_ns", "blocked_ns", "loop_wait_ns", "syscalls")
+        told = " ".join(f"{name}={getattr(self, name)}" for name in shown)
+        return f"<KernelStats {self.phase} {told} attribution={self.attribution}>"
+
+
+FIELDS = (
+    *("wall_ns", "cpu_ns", "run_queue_ns", "blocked_ns", "blocked_by"),
+    *("loop_wait_ns", "loop_wait_max_ns", "loop_wait_exact", "loop_block_max_ns"),
+    *("suspended_ns", "nested_ns"),
+    *("syscalls", "syscall_ns", "syscall_errors", "top_syscalls"),
+    *("read_bytes", "write_bytes", "net_rx_bytes", "net_tx_bytes"),
+    *("opens", "fsyncs", "fsync_ns", "execs", "forks", "connects"),
+    *("disk_reads", "disk_writes", "disk_read_bytes", "disk_write_bytes", "disk_ns"),
+    *("tcp_retransmits", "minor_faults", "major_faults", "ctx_voluntary", "ctx_involuntary"),
+    *("threads", "thread_ns", "thread_cpu_ns", "thread_run_queue_ns", "thread_blocked_ns"),
+    *("thread_blocked_by", "detached", "phase", "backend", "attribution"),
+)
