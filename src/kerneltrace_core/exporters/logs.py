@@ -1,0 +1,116 @@
+"""Structured log records, through structlog if the application uses it, else logging."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from kerneltrace_core.exporters.vocabulary import TERMS, milliseconds
+
+if TYPE_CHECKING:
+    from kerneltrace_core.requests.stats import KernelStats
+
+__all__ = ["EventLog", "kernel_fields", "summary"]
+
+TOP_SYSCALLS = 5
+SUMMARY = ("cpu", "run_queue", "blocked", "loop_wait", "suspended")
+BACKGROUND = ("wall", "cpu", "blocked")
+_KEYS = tuple((term.field, term.log_key, term.unit == "ns") for term in TERMS)
+# structlog's generic bound logger has a method per level, but no log() that takes a level.
+_METHODS = ((50, "critical"), (40, "error"), (30, "warning"), (20, "info"))
+
+
+def kernel_fields(stats: KernelStats) -> dict[str, Any]:
+    """Return every ``kernel_*`` field of a log record; what is unknown is None.
+
+    All keys are always there, since a ``logging`` format that names one must not fail on the
+    request where it is unknown. Times are milliseconds.
+    """
+    known = stats.as_dict()
+    background = stats.background
+    return {
+        **{
+            key: _milliseconds(known.get(field)) if is_time else known.get(field)
+            for field, key, is_time in _KEYS
+        },
+        "kernel_blocked_by": _causes(known.get("blocked_by")),
+        "kernel_thread_blocked_by": _causes(known.get("thread_blocked_by")),
+        "kernel_top_syscalls": _calls(known.get("top_syscalls")),
+        **{
+            f"kernel_background_{name}_ms": _milliseconds(getattr(background, f"{name}_ns", None))
+            for name in BACKGROUND
+        },
+        "kernel_phase": stats.phase,
+        "kernel_backend": stats.backend,
+        "kernel_attribution": stats.attribution,
+    }
+
+
+def _milliseconds(ns: int | None) -> float | None:
+    return None if ns is None else milliseconds(ns)
+
+
+def _causes(causes: Mapping[str, int] | None) -> dict[str, float] | None:
+    if causes is None:
+        return None
+    return {f"{cause}_ms": milliseconds(ns) for cause, ns in causes.items() if ns > 0}
+
+
+def _calls(calls: list[Any] | None) -> list[dict[str, Any]] | None:
+    if calls is None:
+        return None
+    return [
+        {"name": name, "calls": count, "errors": errors, "ms": _milliseconds(ns)}
+        for name, count, errors, ns in calls[:TOP_SYSCALLS]
+    ]
+
+
+def summary(fields: Mapping[str, Any]) -> str:
+    """Return the ledger of kernel_fields() in one line for people; empty if nothing is known."""
+    parts = []
+    for name in SUMMARY:
+        value = fields[f"kernel_{name}_ms"]
+        if value is None:
+            continue
+        causes = fields["kernel_blocked_by"] if name == "blocked" else None
+        largest = f" ({max(causes, key=causes.__getitem__)[:-3]})" if causes else ""
+        parts.append(f"{name.replace('_', ' ')} {value:.1f}{largest}")
+    return ", ".join(parts)
+
+
+class EventLog:
+    """Write events to the logger ``name``.
+
+    structlog is used once the application has imported and configured it, which is looked up
+    each time: applications configure it late. Thread-safe.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._logger = logging.getLogger(name)
+
+    def enabled(self, level: int) -> bool:
+        """Say whether a record of ``level`` would be written; cheap enough for each request."""
+        if "structlog" not in sys.modules or (bound := self._structlog()) is None:
+            return self._logger.isEnabledFor(level)
+        # The filtering logger and the one for logging spell it differently; others have no levels.
+        asked = getattr(bound, "is_enabled_for", None) or getattr(bound, "isEnabledFor", None)
+        return asked is None or bool(asked(level))
+
+    def write(self, level: int, event: str, text: str, fields: Mapping[str, Any]) -> None:
+        """Write one record: ``event`` names it for machines, ``text`` says it to people."""
+        bound = self._structlog()
+        if bound is None:
+            self._logger.log(level, "%s", text, extra={"event": event, **fields})
+            return
+        method = next((name for least, name in _METHODS if level >= least), "debug")
+        getattr(bound, method)(event, logger=self.name, **fields)
+
+    def _structlog(self) -> Any:
+        structlog = sys.modules.get("structlog")
+        if structlog is None or not structlog.is_configured():
+            return None
+        bound = structlog.get_logger(self.name).bind()
+        return getattr(bound, "sync_bl", bound)  # the asynchronous one would have to be awaited
