@@ -1,0 +1,95 @@
+"""A kernel behind bpf(2) that lacks what a test says, and BTF blobs made to measure."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Iterable
+
+from kerneltrace_core.kernel import bpfcall
+from kerneltrace_core.kernel.bpfcall import BpfCall
+
+ARRAY, TASK_STORAGE, KPROBE, TRACING, SYSCALL = 2, 29, 2, 26, 31
+
+
+class FakeKernel(BpfCall):
+    """Give descriptors of /dev/null; refuse what the arguments name.
+
+    ``descriptors`` holds every descriptor ever given, so that a test can see them closed.
+    """
+
+    def __init__(
+        self,
+        *,
+        without_maps: Iterable[int] = (),
+        without_programs: Iterable[int] = (),
+        refuse: int = 0,
+        refuse_programs: int = 0,
+        refuse_maps_above: int | None = None,
+        odd: int = 0,
+    ) -> None:
+        self.without_maps = set(without_maps)
+        self.without_programs = set(without_programs)
+        self.refuse = refuse
+        self.refuse_programs = refuse_programs
+        self.refuse_maps_above = refuse_maps_above
+        self.odd = odd
+        self.descriptors: list[int] = []
+        self.mapped: list[int] = []
+
+    def call(self, command: int, attr: bytes) -> int:
+        if self.odd:
+            raise OSError(self.odd, os.strerror(self.odd))
+        if command not in (0, 5, 10, 18, 28):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        if self.refuse:
+            raise OSError(self.refuse, os.strerror(self.refuse))
+        if command == bpfcall.MAP_CREATE:
+            self._map(attr)
+        elif command == bpfcall.PROG_LOAD:
+            self._program(attr)
+        elif command == bpfcall.PROG_RUN:
+            return 0
+        elif command == bpfcall.LINK_CREATE:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        return self._descriptor()
+
+    def map_memory(self, descriptor: int, size: int) -> None:
+        self.mapped.append(size)
+
+    def perf_event(self) -> int:
+        if self.refuse:
+            raise OSError(errno.EACCES, "Permission denied")
+        return self._descriptor()
+
+    def _map(self, attr: bytes) -> None:
+        kind, _, size = bpfcall.MAP_ATTR.unpack(attr)[:3]
+        if kind in self.without_maps:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        if self.refuse_maps_above is not None and size > self.refuse_maps_above:
+            raise OSError(errno.EPERM, "Operation not permitted")
+
+    def _program(self, attr: bytes) -> None:
+        if self.refuse_programs:
+            raise OSError(self.refuse_programs, "refused")
+        if bpfcall.PROG_ATTR.unpack(attr)[0] in self.without_programs:
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    def _descriptor(self) -> int:
+        descriptor = os.open(os.devnull, os.O_RDONLY)
+        self.descriptors.append(descriptor)
+        return descriptor
+
+
+def btf_with(tracepoints: Iterable[str], *, types_before: int = 0) -> bytes:
+    """Build BTF with ``types_before`` structs of two members, then one typedef each."""
+    strings = bytearray(b"\0")
+    types = bytearray()
+    for _ in range(types_before):
+        types += struct.pack("=III", 0, 4 << 24 | 2, 8) + bytes(24)
+    for name in tracepoints:
+        types += struct.pack("=III", len(strings), 8 << 24, 0)
+        strings += f"btf_trace_{name}".encode() + b"\0"
+    header = struct.pack("=HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(types), len(types), len(strings))
+    return bytes(header + types + strings)
