@@ -1,0 +1,133 @@
+# Everything that is done to this work tree; `make help` lists it.
+
+# The interpreter of .venv: python3 if it is new enough, else the oldest supported one that is found.
+PYTHON ?= $(shell python3 -c 'import sys; assert sys.version_info >= (3, 10); print(sys.executable)' 2>/dev/null \
+	|| sh tools/pythons.sh | sed -n '1s/^[^ ]* //p')
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+
+# Kernels for `make test-kernels`, as SUITE=VERSION, and the tests to run in them.
+KERNELS ?= bookworm=6.1 trixie=6.12
+SELECT ?= kernel
+KERNEL_TIMEOUT ?= 600
+# More arguments for pytest: make test-unit ARGS='-k step'
+ARGS ?=
+
+METADATA := pyproject.toml setup.py
+NATIVE := $(shell find probes src -name '*.[ch]' -o -path '*/_native/build_*.py' | grep -v /build/)
+SOURCES := $(shell find src -name '*.py' -o -name '*.pyi' -o -name '*.html')
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+PIP_INSTALL := -m pip install --quiet
+
+.DELETE_ON_ERROR:
+.PHONY: help demo serve test test-unit test-other-pythons test-kernel test-integration test-kernels \
+	lint format bench build doctor deps deps-build clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.stamp ## run a traced application under mixed traffic and show what the kernel did
+	@$(BIN)/python examples/demo.py $(ARGS)
+
+serve: $(VENV)/.stamp ## leave the traced application running, until Ctrl-C
+	@$(BIN)/python examples/demo.py --serve $(ARGS)
+
+# The line of the last pytest run ends the output.
+test: deps $(VENV)/.stamp ## run the whole suite: the unit tier on all interpreters, every tier on one
+	@$(MAKE) --no-print-directory test-other-pythons
+	@echo "== all tiers on $$($(BIN)/python -V)"
+	@$(PYTEST) -q $(ARGS)
+
+test-unit: $(VENV)/.stamp ## run the unit tier
+	@$(PYTEST) -q -m unit $(ARGS)
+
+test-kernel: deps $(VENV)/.stamp ## run the kernel tier on this kernel
+	@$(PYTEST) -q -m kernel $(ARGS)
+
+test-integration: deps $(VENV)/.stamp ## run the integration tier: real servers on this kernel
+	@$(PYTEST) -q -m integration $(ARGS)
+
+# The wheel is what these test, and that one wheel serves all of them.
+test-other-pythons: build ## run the unit tier on each other interpreter from 3.10 to 3.13
+	@own=$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	sh tools/pythons.sh | while read -r version program; do \
+		[ "$$version" != "$$own" ] || continue; \
+		venv=.venvs/$$version; \
+		if [ ! -e "$$venv/.stamp" ] || [ pyproject.toml -nt "$$venv/.stamp" ]; then \
+			echo "$$venv: installing the wheel and what its tests need"; \
+			rm -rf "$$venv" && "$$program" -m venv "$$venv" || exit 1; \
+			for wheel in build/wheel/*.whl; do \
+				"$$venv/bin/python" $(PIP_INSTALL) "$$wheel[dev]" || exit 1; \
+			done; \
+			touch "$$venv/.stamp"; \
+		elif [ build/wheel/.stamp -nt "$$venv/.stamp" ]; then \
+			"$$venv/bin/python" $(PIP_INSTALL) --force-reinstall --no-deps build/wheel/*.whl || exit 1; \
+			touch "$$venv/.stamp"; \
+		fi; \
+		echo "== unit tier on $$("$$program" -V)"; \
+		"$$venv/bin/python" -m pytest -q -m unit $(ARGS) </dev/null || exit 1; \
+	done
+
+test-kernels: $(VENV)/.stamp ## run the kernel tier in guests of other kernels (KERNELS=..., SELECT=...)
+	@PYTHON='$(PYTHON)' sh tools/deps.sh guest
+	@for kernel in $(KERNELS); do \
+		sh tests/kernels/fetch_kernels.sh "$${kernel%%=*}" || exit 1; \
+		echo "== '$(SELECT)' in a guest of linux $${kernel#*=}"; \
+		$(BIN)/python tests/kernels/run_in_kernel.py --timeout $(KERNEL_TIMEOUT) "$${kernel#*=}" -- \
+			"$(CURDIR)/$(BIN)/python" -m pytest -q -p no:cacheprovider -m '$(SELECT)' $(ARGS) || exit 1; \
+	done
+
+lint: $(VENV)/.stamp ## check style, types and the format of the C files
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy --no-error-summary
+	@find probes src -name '*.[ch]' | xargs $(BIN)/clang-format --dry-run --Werror
+
+format: $(VENV)/.stamp ## rewrite the sources as `make lint` wants them
+	@$(BIN)/ruff check --quiet --fix .
+	@$(BIN)/ruff format --quiet .
+	@find probes src -name '*.[ch]' | xargs $(BIN)/clang-format -i
+
+bench: deps $(VENV)/.stamp ## measure what tracing costs (docs/performance.md)
+	@$(BIN)/python benchmarks/run.py $(ARGS)
+
+build: build/wheel/.stamp ## build the wheel into build/wheel
+
+doctor: $(VENV)/.stamp ## say what works on this machine, and how to get the rest
+	@$(BIN)/python -m kerneltrace_core.doctor $(ARGS)
+
+deps: ## install the system packages that building and testing need
+	@PYTHON='$(PYTHON)' sh tools/deps.sh build test
+
+deps-build:
+	@PYTHON='$(PYTHON)' sh tools/deps.sh build
+
+clean: ## remove what was built and installed here
+	@rm -rf .venv .venvs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf src/*.egg-info src/kerneltrace_core/_objects
+	@find src probes tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +
+	@find src -name '*.so' -delete
+
+# Order-only: looking for system packages must not rebuild anything.
+$(VENV)/.stamp: $(METADATA) $(NATIVE) | deps-build
+	@[ -n "$(PYTHON)" ] || { echo "make: no Python of 3.10 to 3.13 found" >&2; exit 1; }
+	@[ -x $(BIN)/python ] || { echo "$(VENV): making it with $(PYTHON)"; "$(PYTHON)" -m venv $(VENV); }
+	@if [ ! -e $@ ] || [ -n "$(filter $(METADATA),$?)" ]; then \
+		echo "$(VENV): installing kerneltrace and what its tests need (a minute or two)"; \
+		$(BIN)/python $(PIP_INSTALL) 'setuptools>=70.1' wheel 'cffi>=1.15' && \
+		$(BIN)/python $(PIP_INSTALL) --no-build-isolation -e '.[dev]'; \
+	else \
+		echo "$(VENV): compiling kerneltrace's native parts"; \
+		$(BIN)/python $(PIP_INSTALL) --no-build-isolation --no-deps -e .; \
+	fi
+	@touch $@
+
+# build/lib keeps modules that the source has lost; a wheel must not.
+build/wheel/.stamp: $(VENV)/.stamp $(METADATA) $(NATIVE) $(SOURCES) README.md
+	@echo "build/wheel: building the wheel"
+	@rm -rf build/lib* build/bdist* build/wheel
+	@$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build/wheel .
+	@touch $@
