@@ -1,0 +1,24 @@
+"""What every tier shares: the rules of the tiers, deadlines, the search for leaks, folders."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest_plugins = ["pytester", "harness.tiers", "harness.deadlines", "harness.leaks"]
+
+
+@pytest.fixture
+def open_tmp_path() -> Iterator[Path]:
+    """Return a new folder that any user can enter and write to, with a short path.
+
+    pytest's own tmp_path is closed to other users, so a process that has dropped its uid cannot
+    use it; and a Unix socket's path ends at 107 bytes.
+    """
+    with tempfile.TemporaryDirectory(prefix="kt-") as name:
+        folder = Path(name)
+        folder.chmod(0o1777)
+        yield folder

@@ -1,0 +1,168 @@
+"""The rules that the other tests stand on: skips, deadlines and leaks turn a session red."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness import leaks
+from harness.leaks import MARK, carries, is_zombie, parse_program_ids
+from harness.tiers import tier_of
+
+RunTier = Callable[..., pytest.RunResult]
+
+PREAMBLE = """
+import pytest
+from kerneltrace_core.kernel.support import Support
+no, yes = (lambda: Support.no("told so", "do this")), Support.yes
+"""
+
+
+@pytest.fixture
+def run_tier(pytester: pytest.Pytester) -> RunTier:
+    """Return a function that runs a module of a tier under this project's rules."""
+    plugins = [f"-pharness.{name}" for name in ("tiers", "deadlines", "leaks")]
+    pytester.makeini(
+        "[pytest]\nmarkers =\n unit\n kernel\n integration\n deadline\naddopts = --strict-markers\n"
+    )
+
+    def run(tier: str, source: str, *arguments: str) -> pytest.RunResult:
+        folder = pytester.path / "tests" / tier
+        folder.mkdir(parents=True)
+        (folder / "test_it.py").write_text(PREAMBLE + source)
+        return pytester.runpytest_inprocess(*plugins, *arguments)
+
+    return run
+
+
+def test_a_test_belongs_to_the_tier_of_its_folder() -> None:
+    assert tier_of("tests/kernel/deep/test_a.py::test_b") == "kernel"
+    assert tier_of("tests/kernels/test_a.py::test_b[tests/integration]") == "unit"
+    assert tier_of("tests/test_a.py::test_b") is None
+
+
+def test_marks_select_by_folder(run_tier: RunTier) -> None:
+    run_tier("unit", "def test_a(): pass", "-m", "unit").assert_outcomes(passed=1)
+
+
+def test_a_probes_no_skips_and_is_told(run_tier: RunTier) -> None:
+    result = run_tier(
+        "kernel",
+        "def test_a(require): require('x', probe=yes)\n"
+        "def test_b(require): require('thing', probe=no)\n",
+    )
+
+    result.assert_outcomes(passed=1, skipped=1)
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["thing: 1 tests: told so (do this)"])
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("def test_a(): pytest.skip('today')", "*may skip only through require*: today*"),
+        ("@pytest.mark.skip\ndef test_a(): pass", "*may skip only through require*"),
+        (
+            "@pytest.mark.skipif(True, reason='other')\ndef test_a(): pass",
+            "*may skip only through require*: other*",
+        ),
+        ("pytest.skip('all', allow_module_level=True)", "*may not skip itself*"),
+        ("pytest.importorskip('no_such_module')", "*may not skip itself*"),
+    ],
+)
+def test_a_kernel_test_that_skips_otherwise_fails(
+    run_tier: RunTier, source: str, told: str
+) -> None:
+    result = run_tier("kernel", source)
+
+    assert result.ret != 0
+    result.stdout.fnmatch_lines([told])
+
+
+def test_a_unit_test_may_skip_as_it_likes(run_tier: RunTier) -> None:
+    result = run_tier("unit", "def test_a(): pytest.skip('macOS')")
+
+    assert result.ret == 0
+    result.assert_outcomes(skipped=1)
+
+
+def test_a_session_in_which_every_kernel_test_skipped_is_red(run_tier: RunTier) -> None:
+    result = run_tier("kernel", "def test_a(require): require('thing', probe=no)")
+
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["*red: no kernel test ran*", "*1 skipped*"])
+
+
+def test_an_unknown_feature_is_an_error(run_tier: RunTier) -> None:
+    result = run_tier("kernel", "def test_a(require): require('no_such_probe')")
+
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*require 'no_such_probe': no such probe"])
+
+
+def test_the_interpreter_can_be_asked_for(run_tier: RunTier) -> None:
+    result = run_tier(
+        "kernel",
+        "def test_a(require): require('python:3.10')\n"
+        "def test_b(require): require('python:3.99')\n",
+    )
+
+    result.assert_outcomes(passed=1, skipped=1)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="deadlines need SIGALRM")
+def test_a_test_that_hangs_fails_at_its_deadline(run_tier: RunTier) -> None:
+    result = run_tier(
+        "unit",
+        "import time\n@pytest.mark.deadline(0.2)\ndef test_a(): time.sleep(60)\n"
+        "def test_b(): pass\n",
+    )
+
+    result.assert_outcomes(failed=1, passed=1)
+    result.stdout.fnmatch_lines(["*deadline of 0.2 s has passed*"])
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="no /proc")
+def test_a_process_left_behind_turns_the_session_red_and_is_ended(
+    run_tier: RunTier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leaks, "PATIENCE_SECONDS", 0.2)
+
+    result = run_tier(
+        "kernel",
+        "import subprocess\n"
+        "def test_a():\n"
+        "    child = subprocess.Popen(['sleep', '60'])\n"
+        "    print('child', child.pid)\n"
+        "    child.returncode = 0  # no ResourceWarning\n",
+        "-s",
+    )
+
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["*red: left behind*", "process * still running*sleep 60*"])
+    pid = next(line.split()[-1] for line in result.outlines if "child " in line)
+    assert is_zombie(Path(f"/proc/{pid}"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="no /proc")
+def test_a_process_is_known_by_the_mark_in_its_environment() -> None:
+    with subprocess.Popen(["sleep", "60"], env={**os.environ, MARK: "this"}) as child:
+        try:
+            assert carries(Path(f"/proc/{child.pid}"), "this")
+            assert not carries(Path(f"/proc/{child.pid}"), "thi")
+        finally:
+            child.kill()
+
+
+def test_a_descriptor_tells_the_program_that_it_holds() -> None:
+    program = ["pos:\t0", "flags:\t02000002", "prog_type:\t26", "prog_id:\t1234"]
+    link = ["link_type:\ttracing", "link_id:\t7", "prog_tag:\t00", "prog_id:\t99"]
+
+    assert parse_program_ids(program) == {1234}
+    assert parse_program_ids(link) == {99}
+    assert parse_program_ids(["pos:\t0", "prog_id:\t0"]) == set()
