@@ -1,0 +1,18 @@
+"""Which request is current on this thread now, and what the kernel did for it."""
+
+from __future__ import annotations
+
+from kerneltrace_core.requests.context import current
+from kerneltrace_core.requests.options import IntegrationOptions, TracerOptions, resolve
+from kerneltrace_core.requests.stats import CallStats, KernelStats
+from kerneltrace_core.requests.tracer import RequestTracer
+
+__all__ = [
+    "CallStats",
+    "IntegrationOptions",
+    "KernelStats",
+    "RequestTracer",
+    "TracerOptions",
+    "current",
+    "resolve",
+]

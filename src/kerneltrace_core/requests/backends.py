@@ -1,0 +1,143 @@
+"""Where the counters come from: BPF programs, /proc, or nowhere; chosen once, at start."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from kerneltrace_core.errors import KernelTraceError, PrivilegeError, UnsupportedError
+from kerneltrace_core.requests.options import TracerOptions
+from kerneltrace_core.requests.stats import Measures
+
+__all__ = ["Backend", "open_backend"]
+
+logger = logging.getLogger("kerneltrace")
+
+DOCTOR = "python -m kerneltrace_core.doctor says what is missing"
+
+
+class Backend(Protocol):
+    """Memory of a region's layout, and what charges its slots."""
+
+    name: str
+    memory: memoryview
+    address: int
+    sampler: Callable[[int, int], None] | None
+
+    def measures(self) -> Measures:
+        """Say what is measured."""
+
+    def enter(self, index: int) -> None:
+        """Begin to charge the calling thread through the region's entry ``index``."""
+
+    def leave(self) -> None:
+        """Stop charging the calling thread."""
+
+    def close(self) -> None:
+        """Detach and free; the memory stays valid."""
+
+    def abandon(self) -> None:
+        """In a forked child: give up what is the parent's."""
+
+    def probes(self) -> dict[str, str]:
+        """Say by group what is attached or why not."""
+
+
+class BpfBackend:
+    """The request programs in the kernel."""
+
+    name = "bpf"
+    sampler: Callable[[int, int], None] | None = None
+
+    def __init__(self, options: TracerOptions) -> None:
+        # Not at the top: importing the extension loads libbpf.
+        from kerneltrace_core.requests.kernel_side import KernelSide
+
+        self._side = KernelSide.open(options.probes, timed=options.syscalls == "time")
+        self.memory = self._side.memory
+        self.address = self._side.address
+        self.enter = self._side.register
+        self.leave = self._side.leave
+        self.close = self._side.close
+        self.abandon = self._side.abandon
+
+    def measures(self) -> Measures:
+        return self._side.plan.measures()
+
+    def probes(self) -> dict[str, str]:
+        plan = self._side.plan
+        return {**dict.fromkeys(plan.groups, "attached"), **plan.missing}
+
+
+class ProcfsBackend:
+    """The kernel's public counters, read by the process itself."""
+
+    name = "procfs"
+
+    def __init__(self) -> None:
+        from kerneltrace_core.requests.procfs import ProcfsSampler
+        from kerneltrace_core.requests.shadow import ShadowRegion
+
+        region = ShadowRegion()
+        self.memory = region.memory
+        self.address = region.address
+        source = ProcfsSampler(self.memory)
+        self.sampler: Callable[[int, int], None] | None = source.sample
+        self.measures = source.measures
+        self.enter = source.enter
+        self.leave = source.leave
+
+    def close(self) -> None:
+        """Nothing is attached."""
+
+    def abandon(self) -> None:
+        """Nothing is shared."""
+
+    def probes(self) -> dict[str, str]:
+        return {"procfs": "attached"}
+
+
+def describe(error: Exception) -> str:
+    """Say a failure in one line with the fix, if it is known."""
+    text = str(error).splitlines()[0]
+    if isinstance(error, PrivilegeError):
+        from kerneltrace_core.kernel.privileges import explain_refusal, read_privileges
+
+        verdict = explain_refusal(error.errno or 0, read_privileges(), ("cap_bpf", "cap_perfmon"))
+        return f"{text}: {verdict.reason}" + (f" ({verdict.remedy})" if verdict.remedy else "")
+    return text
+
+
+def open_backend(options: TracerOptions) -> Backend | None:
+    """Open what the options ask for and this machine has; None: tracing is off.
+
+    One WARNING says why it is not BPF. Raises KernelTraceError only if BPF was required.
+    """
+    if not options.enabled or options.backend == "off":
+        return None
+    if options.backend != "procfs":
+        try:
+            return BpfBackend(options)
+        except Exception as error:  # whatever it is, the application must run
+            known = isinstance(error, (KernelTraceError, OSError))
+            told = describe(error)
+            if options.required:
+                if isinstance(error, KernelTraceError):
+                    error.args = (f"{told}; {DOCTOR}", *error.args[1:])
+                    raise
+                raise UnsupportedError(f"start kernel tracing: {told}; {DOCTOR}") from error
+            logger.warning(
+                "kernel tracing by BPF is not possible: %s; counting from /proc instead, "
+                "which sees less; %s",
+                told,
+                DOCTOR,
+                exc_info=None if known else error,
+            )
+    try:
+        return ProcfsBackend()
+    except Exception as error:
+        if options.required:
+            raise UnsupportedError(f"start kernel tracing from /proc: {error}") from error
+        logger.warning("kernel tracing from /proc is not possible: %s; tracing is off", error)
+        return None

@@ -1,0 +1,92 @@
+"""Child tasks: a task factory that has each step of a request's tasks charged to the request."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from kerneltrace_core.requests.context import current
+from kerneltrace_core.requests.engine import Step
+
+__all__ = ["LoopTasks"]
+
+Factory = Callable[..., Any]
+MARK = "kerneltrace_chained"
+# 3.12+. Its functions are recognised by their code object, by anyio for one.
+EAGER = getattr(asyncio, "eager_task_factory", None)
+
+
+def _wrap(coroutine: Any, context: Any) -> Any:
+    record = current.get() if context is None else context.get(current)
+    if record is None or not record.value or isinstance(coroutine, Step):
+        return coroutine
+    return record.step(coroutine)
+
+
+def _chain_plain(user: Factory | None) -> Factory:
+    make = user or _make_task
+
+    def factory(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> Any:
+        # Called as (loop, coro), (loop, coro, context=) or with more: passed on as they came.
+        return make(loop, _wrap(coroutine, options.get("context")), **options)
+
+    return factory
+
+
+def _make_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> Any:
+    return asyncio.Task(coroutine, loop=loop, **options)
+
+
+def _chain_eager(user: Factory) -> Factory:
+    """Make an eager factory around the user's, with the code object that marks one.
+
+    anyio looks for that code object and then reads the constructor from its closure; a plain
+    function around it would make anyio's own tasks start before it has noted them.
+    """
+    make = user.__closure__[0].cell_contents  # type: ignore[attr-defined]
+
+    def constructor(coroutine: Any, **options: Any) -> Any:
+        return make(_wrap(coroutine, options.get("context")), **options)
+
+    factory: Factory = asyncio.create_eager_task_factory(constructor)  # type: ignore[attr-defined]
+    return factory
+
+
+def chain(user: Factory | None) -> Factory:
+    """Return a factory that does what ``user`` does, for a step instead of the coroutine."""
+    eager = EAGER is not None and getattr(user, "__code__", None) is EAGER.__code__
+    factory = _chain_eager(user) if eager and user is not None else _chain_plain(user)
+    setattr(factory, MARK, (user,))
+    return factory
+
+
+class LoopTasks:
+    """Our task factory on each event loop that serves requests.
+
+    ``adopt`` is called at every request, on the loop's thread: a user may set a factory at any
+    time, and the next request chains to it. ``release`` gives every loop its own factory back.
+    """
+
+    def __init__(self) -> None:
+        self._last: Factory | None = None
+        self._loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
+
+    def adopt(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Chain our factory to the loop's, if it is not there."""
+        factory = loop.get_task_factory()
+        if factory is not None and (factory is self._last or hasattr(factory, MARK)):
+            return
+        self._last = chain(factory)
+        loop.set_task_factory(self._last)
+        self._loops.add(loop)
+
+    def release(self) -> None:
+        """Restore the user's factory wherever ours is still the loop's."""
+        for loop in list(self._loops):
+            chained = getattr(loop.get_task_factory(), MARK, None)
+            if chained is not None:
+                loop.set_task_factory(chained[0])
+        self._loops.clear()
+        self._last = None
