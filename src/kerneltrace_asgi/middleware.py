@@ -1,0 +1,170 @@
+"""KernelTraceMiddleware: gives every request of an ASGI application its KernelStats."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Coroutine
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any
+
+from kerneltrace_asgi.boot import Boot
+from kerneltrace_asgi.lifespan import serve_lifespan
+from kerneltrace_asgi.options import AsgiOptions
+from kerneltrace_asgi.protocol import KEY, ASGIApp, Message, Receive, Scope, Send, route_of
+from kerneltrace_asgi.websocket import Connection
+from kerneltrace_core.exporters.report import RequestReport
+from kerneltrace_core.exporters.server_timing import server_timing
+from kerneltrace_core.requests.context import current
+from kerneltrace_core.requests.options import resolve
+from kerneltrace_core.requests.stats import KernelStats
+
+if TYPE_CHECKING:
+    from kerneltrace_core.requests.tracer import RequestTracer
+
+__all__ = ["KernelTraceMiddleware"]
+
+OFF = KernelStats.off()
+# What may carry the end of a response; the other two are extensions for sending files.
+BODIES = frozenset(("http.response.body", "http.response.pathsend", "http.response.zerocopysend"))
+
+
+class KernelTraceMiddleware:
+    """Trace what the kernel does for each request; pure ASGI, for any framework and server.
+
+    Inside a handler ``request.state.kerneltrace`` is the request's live KernelStats; at its end
+    it is logged on ``kerneltrace.request``, given to ``on_request(scope, stats)`` and, when asked,
+    sent as ``Server-Timing``. Put it outermost, but inside OpenTelemetry's. Keywords are the
+    fields of AsgiOptions; a wrong one raises OptionError here, and nothing else ever does.
+
+    Tracing starts with the application's lifespan, or with the first request. Requests that come
+    before it is ready are served untraced. With ``required=True`` they wait, and an application
+    that cannot be traced refuses to start (without a lifespan: to serve).
+    """
+
+    def __init__(self, app: ASGIApp, **options: Any) -> None:
+        self.app = app
+        self.options = resolve(AsgiOptions, options)
+        self._boot = Boot(self.options, options)
+        self._report = RequestReport(self.options)
+        self._skip = self.options.skip()
+        self._timing = self.options.timing()
+        # The process's, not a request's; found late, since a fork may lie between.
+        self._tracer: RequestTracer | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one scope."""
+        kind = scope["type"]
+        # The key decides what is the same request: contexts go stale on kept connections.
+        if (kind != "http" and kind != "websocket") or KEY in scope:
+            if kind == "lifespan":
+                await serve_lifespan(self._boot, self.app, scope, receive, send)
+            else:
+                await self.app(scope, receive, send)
+            return
+        tracer = self._tracer
+        if tracer is None or not tracer.ready:
+            tracer = await self._start()
+        if tracer is None or (self._skip is not None and self._skip(scope)):
+            _attach(scope, OFF)
+            await self.app(scope, receive, send)
+            return
+        tracer.adopt_loop()
+        stats = tracer.open()
+        record = stats.record
+        _attach(scope, stats)
+        connection: Connection | None = None
+        status_code: int | None = None
+        error_type: str | None = None
+        if kind == "http":
+            timed = self._timing is not None and self._timing(scope)
+
+            # Not async: no coroutine more for each message than the server's own.
+            def traced_send(message: Message) -> Awaitable[None]:
+                nonlocal status_code
+                kind = message["type"]
+                if kind == "http.response.start":
+                    status_code = message["status"]
+                    if timed:
+                        message = _with_server_timing(message, stats)
+                elif kind in BODIES and not message.get("more_body"):
+                    return _send_last(send, message, stats)
+                return send(message)
+        else:
+            connection = Connection(scope, stats, self._report, receive, send)
+            receive, traced_send = connection.receive, connection.send
+        token = current.set(record)
+        try:
+            await record.step(_coroutine(self.app(scope, receive, traced_send)))
+        except BaseException as error:
+            error_type = type(error).__name__
+            # Whoever is outside answers an error that got here; a cancellation nobody does.
+            if status_code is None and isinstance(error, Exception):
+                status_code = 500
+            raise
+        finally:
+            try:
+                current.reset(token)
+            except ValueError:  # another context: a server that resumes us elsewhere
+                current.set(None)
+            if connection is not None:
+                connection.finish()
+            tracer.finish(stats)
+            if connection is not None:
+                connection.report(error_type)
+            elif self._report.wanted():
+                self._report(
+                    scope,
+                    stats,
+                    {
+                        "method": scope.get("method"),
+                        "path": scope["path"],
+                        "route": route_of(scope),
+                        "status_code": status_code,
+                        "error_type": error_type,
+                    },
+                )
+
+    async def _start(self) -> RequestTracer | None:
+        """Return the tracer if it is ready, else have it started; wait only if it is required."""
+        if not self._boot.enabled:
+            return None
+        if self._boot.required:
+            self._tracer = await self._boot.now()
+        else:
+            self._tracer = self._boot.tracer()
+            if not self._tracer.ready:
+                self._tracer.start_soon()
+        return self._tracer if self._tracer.ready else None
+
+
+def _attach(scope: Scope, stats: KernelStats) -> None:
+    scope[KEY] = stats
+    state = scope.get("state")
+    if state is None:
+        scope["state"] = {KEY: stats}
+    else:
+        state[KEY] = stats
+
+
+def _coroutine(awaitable: Awaitable[None]) -> Coroutine[Any, Any, None]:
+    # Nearly always one already; ASGI promises no more than something to await.
+    if type(awaitable) is CoroutineType or isinstance(awaitable, Coroutine):
+        return awaitable
+    return _await(awaitable)
+
+
+async def _await(awaitable: Awaitable[None]) -> None:
+    await awaitable
+
+
+async def _send_last(send: Send, message: Message, stats: KernelStats) -> None:
+    await send(message)
+    stats.mark()
+
+
+def _with_server_timing(message: Message, stats: KernelStats) -> Message:
+    value = server_timing(stats)
+    if value is None:
+        return message
+    # A second header of the name is legal, and the application's own list stays its own.
+    headers = [*message.get("headers", ()), (b"server-timing", value.encode("ascii"))]
+    return {**message, "headers": headers}
