@@ -18,7 +18,12 @@ from kerneltrace_core.doctor.diagnosis import Diagnosis, System
 from kerneltrace_core.doctor.document import as_document
 from kerneltrace_core.doctor.examine import examine, read_btf
 from kerneltrace_core.doctor.groups import probe_groups
-from kerneltrace_core.doctor.surroundings import extension_fact, procfs_fact, tracefs_fact
+from kerneltrace_core.doctor.surroundings import (
+    extension_fact,
+    objects_fact,
+    procfs_fact,
+    tracefs_fact,
+)
 from kerneltrace_core.doctor.text import as_text
 from kerneltrace_core.kernel.capabilities import CapabilitySets
 from kerneltrace_core.kernel.features import FeatureProbes
@@ -54,6 +59,7 @@ def same_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(examination, "_system", system)
     monkeypatch.setattr(examination, "read_config", dict)
     monkeypatch.setattr(examination, "extension_fact", lambda name: Support.yes())
+    monkeypatch.setattr(examination, "objects_fact", Support.yes)
     monkeypatch.setattr(examination, "tracefs_fact", lambda: Support.yes("/sys/kernel/tracing"))
     monkeypatch.setattr(examination, "memlock_fact", lambda: Support.yes("8 MiB, hard 8 MiB"))
     monkeypatch.setattr(examination, "procfs_fact", Support.yes)
@@ -266,3 +272,11 @@ def test_the_files_of_the_procfs_backend_are_named_when_they_are_missing(tmp_pat
     assert answer.verdict is Verdict.NO
     assert "schedstat" in answer.reason
     assert "io," not in answer.reason
+
+
+def test_probe_objects_are_there_missing_or_rubbish(tmp_path: Path) -> None:
+    assert "not installed" in objects_fact(tmp_path).reason
+    (tmp_path / "requests.bpf.o").write_bytes(b"rubbish")
+    assert "not an object file" in objects_fact(tmp_path).reason
+    (tmp_path / "requests.bpf.o").write_bytes(b"\x7fELF and more")
+    assert objects_fact(tmp_path).works

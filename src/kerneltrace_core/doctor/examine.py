@@ -14,6 +14,7 @@ from kerneltrace_core.doctor.surroundings import (
     extension_fact,
     lockdown_fact,
     memlock_fact,
+    objects_fact,
     procfs_fact,
     seccomp_fact,
     tracefs_fact,
@@ -42,6 +43,7 @@ def examine(probes: FeatureProbes | None = None, *, btf_path: str = btf.VMLINUX)
     groups = _examine_groups(probes, btf_support, blob)
     needs = (
         Finding("extension", extension_fact("_libbpf")),
+        Finding("probe objects", objects_fact()),
         Finding("capabilities", capabilities_fact(probes.privileges)),
         Finding("bpf() call", probes.bpf_call()),
         Finding("BTF", btf_support),

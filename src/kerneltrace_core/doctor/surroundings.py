@@ -16,6 +16,7 @@ __all__ = [
     "extension_fact",
     "lockdown_fact",
     "memlock_fact",
+    "objects_fact",
     "procfs_fact",
     "seccomp_fact",
     "tracefs_fact",
@@ -23,6 +24,7 @@ __all__ = [
 
 TRACEFS = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
 NATIVE = "kerneltrace_core._native"
+OBJECTS = Path(__file__).parents[1] / "_objects"
 REINSTALL = "pip install --force-reinstall --no-cache-dir kerneltrace (a build names what it lacks)"
 
 
@@ -36,6 +38,21 @@ def extension_fact(name: str) -> Support:
         return Support.no("not built for this Python", REINSTALL)
     except Exception as error:  # noqa: BLE001 - a broken binary may raise anything at its import
         return Support.no(f"{type(error).__name__}: {error}", REINSTALL)
+    return Support.yes()
+
+
+def objects_fact(directory: Path = OBJECTS) -> Support:
+    """Say whether the compiled request probes were shipped; whether they load is not asked."""
+    path = directory / "requests.bpf.o"
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except FileNotFoundError:
+        return Support.no("requests.bpf.o is not installed", REINSTALL)
+    except OSError as error:
+        return Support.no(f"{path}: {error.strerror}", "make it readable", error.errno)
+    if magic != b"\x7fELF":
+        return Support.no("requests.bpf.o is not an object file", REINSTALL)
     return Support.yes()
 
 
