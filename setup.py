@@ -23,8 +23,9 @@ PROBES = Path("probes")
 OBJECTS = Path("kerneltrace_core/_objects")
 PACKAGES = (
     "Debian, Ubuntu: apt install clang llvm gcc libbpf-dev libelf-dev zlib1g-dev python3-dev; "
-    "Fedora: dnf install clang llvm gcc libbpf-devel elfutils-libelf-devel zlib-devel python3-devel; "
-    "Alpine: apk add clang llvm gcc musl-dev linux-headers libbpf-dev elfutils-dev zlib-dev python3-dev"
+    "Fedora: dnf install clang llvm gcc libbpf-devel elfutils-libelf-devel zlib-devel "
+    "python3-devel; Alpine: apk add clang llvm gcc musl-dev linux-headers libbpf-dev "
+    "elfutils-dev zlib-dev python3-dev"
 )
 # The BPF side's name for the machine, which chooses the registers.
 TARGETS = {"x86_64": "x86", "aarch64": "arm64"}

@@ -105,14 +105,24 @@ def test_without_capabilities_status_1_procfs_and_how_to_give_them(tmp_path: Pat
         assert way in report
 
 
-def test_a_kernel_without_socket_tracepoints_loses_net_and_keeps_the_bpf_backend(
+def test_a_kernel_without_socket_tracepoints_loses_nothing_but_says_what_it_costs(
     tmp_path: Path,
 ) -> None:
     diagnosis = diagnose(tmp_path, tracepoints=NO_SOCKETS)
-    assert diagnosis.exit_status == 1
-    assert finding(diagnosis, "net").remedy == "Linux 6.3 or later"
+    assert diagnosis.exit_status == 0
     assert "without sock_send_length" in finding(diagnosis, "syscalls").reason
-    assert (diagnosis.backend.name, diagnosis.backend.reason) == ("bpf", "without net")
+    assert "need the group syscalls" in finding(diagnosis, "net").reason
+    assert (diagnosis.backend.name, diagnosis.backend.reason) == ("bpf", "")
+
+
+def test_a_group_without_a_tracepoint_that_it_needs_is_lost_and_the_rest_stays(
+    tmp_path: Path,
+) -> None:
+    points = [name for name in ALL_TRACEPOINTS if not name.startswith("page_fault")]
+    diagnosis = diagnose(tmp_path, tracepoints=points)
+    assert diagnosis.exit_status == 1
+    assert "leave the group off" in finding(diagnosis, "faults").remedy
+    assert (diagnosis.backend.name, diagnosis.backend.reason) == ("bpf", "without faults")
 
 
 def test_a_kernel_too_old_for_task_storage_falls_back_to_procfs(tmp_path: Path) -> None:
@@ -231,7 +241,7 @@ def test_elsewhere_it_says_linux_only_and_exits_1(platform: str) -> None:
 def test_the_command_prints_what_it_found_and_returns_its_status(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    diagnosis = diagnose(tmp_path, tracepoints=NO_SOCKETS)
+    diagnosis = diagnose(tmp_path, FakeKernel(refuse=errno.EPERM), NONE)
     monkeypatch.setattr(command, "examine", lambda: diagnosis)
     out = io.StringIO()
     assert command.main(["--json"], out=out, platform="linux") == 1

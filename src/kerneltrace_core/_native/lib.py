@@ -62,9 +62,7 @@ def _reason(code: int) -> str:
     return f"{os.strerror(code)} ({errno_names.errorcode.get(code, code)})"
 
 
-def _refused(
-    act: str, code: int, error: Callable[..., KernelTraceError] = LoadError
-) -> NoReturn:
+def _refused(act: str, code: int, error: Callable[..., KernelTraceError] = LoadError) -> NoReturn:
     if code in (errno_names.EPERM, errno_names.EACCES) and not _verifier_spoke(_log_lines()):
         raise PrivilegeError(f"{act}: {_reason(code)}", errno=code)
     if error is LoadError:
@@ -228,10 +226,7 @@ def possible_cpus() -> int:
 def load_btf(path: str | None = None) -> Btf:
     """Parse the running kernel's BTF, or a file. Raises LoadError. The caller frees it."""
     lib.kt_log_begin()
-    if path is None:
-        btf = lib.btf__load_vmlinux_btf()
-    else:
-        btf = lib.btf__parse(path.encode(), ffi.NULL)
+    btf = lib.btf__load_vmlinux_btf() if path is None else lib.btf__parse(path.encode(), ffi.NULL)
     if btf == ffi.NULL:
         _refused(f"read BTF {path or '/sys/kernel/btf/vmlinux'}", ffi.errno)
     return btf

@@ -25,11 +25,11 @@ from kerneltrace_core.kernel.config import read_config
 from kerneltrace_core.kernel.features import FeatureProbes
 from kerneltrace_core.kernel.privileges import Privileges, read_privileges
 from kerneltrace_core.kernel.support import Support, Verdict, worst
+from kerneltrace_core.requests import layout
 
 __all__ = ["choose_backend", "examine", "examine_group", "read_btf"]
 
-# 512 thread entries and 1024 slots: what the request tracer maps for one process.
-REGION_BYTES = 512 * 64 + 1024 * 2688
+REGION_BYTES = layout.SLOTS_OFFSET + layout.SLOTS * layout.SLOT_BYTES
 
 OVERRIDES = ("KERNELTRACE_ENABLED", "KERNELTRACE_BACKEND", "KERNELTRACE_PROBES")
 

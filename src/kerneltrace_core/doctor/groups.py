@@ -31,10 +31,20 @@ GROUPS = (
         "syscalls",
         ("sys_enter", "sys_exit"),
         SOCKETS,
-        "bytes of read() and write() on sockets count as file bytes",
+        "each call's descriptor is looked at instead, which costs more",
     ),
-    ProbeGroup("block", ("block_bio_queue", "block_rq_complete", "block_bio_complete")),
-    ProbeGroup("net", (*SOCKETS, "inet_sock_set_state", "tcp_retransmit_skb")),
+    ProbeGroup(
+        "block",
+        ("block_bio_queue", "block_rq_complete"),
+        ("block_bio_complete",),
+        "no disk_ns on stacked devices",
+    ),
+    ProbeGroup(
+        "net",
+        ("inet_sock_set_state", "tcp_retransmit_skb"),
+        SOCKETS,
+        "bytes on sockets need the group syscalls too",
+    ),
     ProbeGroup("faults", ("page_fault_user", "page_fault_kernel")),
 )
 

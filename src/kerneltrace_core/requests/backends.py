@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from kerneltrace_core.errors import KernelTraceError, PrivilegeError, UnsupportedError
+from kerneltrace_core.requests.measures import Measures
 from kerneltrace_core.requests.options import TracerOptions
-from kerneltrace_core.requests.stats import Measures
 
 __all__ = ["Backend", "open_backend"]
 

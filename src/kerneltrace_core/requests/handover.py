@@ -46,7 +46,7 @@ def _executor_submit(submit: Callable[..., Any]) -> Callable[..., Any]:
 
 def _is_pool_thread(thread: threading.Thread) -> bool:
     target = getattr(thread, "_target", None)
-    if target is pool_threads._worker:  # type: ignore[attr-defined]
+    if target is pool_threads._worker:
         return True
     owner = getattr(target, "__self__", None)
     modules = {type(thread).__module__, type(owner).__module__}
@@ -129,7 +129,9 @@ class Handover:
         """Wrap every choke point whose library is imported and that is not wrapped yet."""
         self._replace(ThreadPoolExecutor, "submit", _executor_submit)
         self._replace(threading.Thread, "start", _thread_start)
-        self._replace_in("asgiref.current_thread_executor", "CurrentThreadExecutor", "submit", _executor_submit)
+        self._replace_in(
+            "asgiref.current_thread_executor", "CurrentThreadExecutor", "submit", _executor_submit
+        )
         self._replace_in("asgiref.sync", "AsyncToSync", "main_wrap", _main_wrap(self._adopt))
         self._replace_in(
             "anyio._backends._asyncio",

@@ -12,7 +12,7 @@ from kerneltrace_core._native import lib
 from kerneltrace_core.bpf.object import BpfObject, builtin_object
 from kerneltrace_core.errors import KernelTraceError, LoadError, UnsupportedError
 from kerneltrace_core.requests import layout
-from kerneltrace_core.requests.stats import Measures
+from kerneltrace_core.requests.measures import Measures
 
 __all__ = ["KernelSide", "Plan", "plan_programs"]
 
@@ -42,7 +42,10 @@ PROGRAMS: dict[str, dict[str, str]] = {
         "kt_inet_sock_set_state": "inet_sock_set_state",
         "kt_tcp_retransmit": "tcp_retransmit_skb",
     },
-    "faults": {"kt_page_fault_user": "page_fault_user", "kt_page_fault_kernel": "page_fault_kernel"},
+    "faults": {
+        "kt_page_fault_user": "page_fault_user",
+        "kt_page_fault_kernel": "page_fault_kernel",
+    },
 }
 # Without these a group still measures something; without any other of its tracepoints it does not.
 OPTIONAL = frozenset(("sock_send_length", "sock_recv_length", "block_bio_complete"))
@@ -78,7 +81,7 @@ class Plan:
             calls=calls,
             call_times=calls and self.timed,
             files=calls,
-            net=(calls or net) and self.sockets or calls,
+            net=calls or (net and self.sockets),
             retransmits=net,
             block="block" in self.groups,
             disk_bytes="block" in self.groups,
@@ -86,9 +89,7 @@ class Plan:
         )
 
 
-def plan_programs(
-    wanted: tuple[str, ...], timed: bool, arguments: dict[str, int | None]
-) -> Plan:
+def plan_programs(wanted: tuple[str, ...], timed: bool, arguments: dict[str, int | None]) -> Plan:
     """Choose programs for the groups wanted, given each tracepoint's number of arguments here.
 
     ``arguments`` holds None for a tracepoint that the kernel does not have. A group that lacks a

@@ -15,7 +15,7 @@ import threading
 import time
 
 from kerneltrace_core.requests import layout
-from kerneltrace_core.requests.stats import Measures
+from kerneltrace_core.requests.measures import Measures
 
 __all__ = ["ProcfsSampler", "parse_io", "parse_schedstat"]
 

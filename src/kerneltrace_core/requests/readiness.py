@@ -25,7 +25,8 @@ def ready_at(coroutine: Any) -> int:
             frame = coroutine.cr_frame
             handle = frame.f_locals.get(TIMER) if frame is not None else None
             return int(handle.when() * 1e9) if isinstance(handle, asyncio.TimerHandle) else 0
-        awaited = next((getattr(coroutine, name) for name in AWAITS if hasattr(coroutine, name)), None)
+        names = (name for name in AWAITS if hasattr(coroutine, name))
+        awaited = getattr(coroutine, next(names, AWAITS[0]), None)
         if awaited is None:
             return 0
         coroutine = awaited

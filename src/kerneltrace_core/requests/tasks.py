@@ -45,7 +45,8 @@ def _chain_eager(user: Factory) -> Factory:
     anyio looks for that code object and then reads the constructor from its closure; a plain
     function around it would make anyio's own tasks start before it has noted them.
     """
-    make = user.__closure__[0].cell_contents  # type: ignore[attr-defined]
+    closure: Any = user.__closure__
+    make = closure[0].cell_contents
 
     def constructor(coroutine: Any, **options: Any) -> Any:
         return make(_wrap(coroutine, options.get("context")), **options)

@@ -1,4 +1,4 @@
-"""ThreadSeats: gives each thread that works for requests an entry of the region, and takes it back."""
+"""ThreadSeats: an entry of the region for each thread that works for requests."""
 
 from __future__ import annotations
 

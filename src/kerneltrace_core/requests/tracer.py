@@ -10,11 +10,13 @@ import threading
 import time
 from typing import Any, ClassVar
 
+from kerneltrace_core.errors import KernelTraceError
 from kerneltrace_core.requests import engine, layout, readiness
 from kerneltrace_core.requests.backends import Backend, open_backend
 from kerneltrace_core.requests.handover import Handover
+from kerneltrace_core.requests.measures import OFF, Measures
 from kerneltrace_core.requests.options import TracerOptions
-from kerneltrace_core.requests.stats import OFF, KernelStats, Measures
+from kerneltrace_core.requests.stats import KernelStats
 from kerneltrace_core.requests.tasks import LoopTasks
 from kerneltrace_core.requests.threads import ThreadSeats
 from kerneltrace_core.requests.triosteps import TrioTasks
@@ -115,9 +117,7 @@ class RequestTracer:
                 backend.close()
                 self._started = False
                 raise
-        logger.info(
-            "kernel tracing started: backend=%s probes=%s", backend.name, backend.probes()
-        )
+        logger.info("kernel tracing started: backend=%s probes=%s", backend.name, backend.probes())
 
     def _begin(self, backend: Backend) -> None:
         seats = ThreadSeats(backend.enter, backend.leave, backend.memory)
@@ -149,9 +149,9 @@ class RequestTracer:
     def _start_quietly(self) -> None:
         try:
             self.start()
-        except Exception as error:
-            # required, but nobody waits: the integration that can refuse to start calls start().
-            logger.error("kernel tracing did not start: %s", error)
+        except KernelTraceError as error:
+            # Required, but nobody waits here: an integration that can refuse to start calls start.
+            logger.error("kernel tracing did not start: %s", error)  # noqa: TRY400 - no traceback
         finally:
             self._starting = False
 
@@ -239,7 +239,10 @@ class RequestTracer:
         return self._backend.name if self._backend is not None else "off"
 
     def health(self) -> dict[str, Any]:
-        """Say what runs, in data: status ``ok``, ``degraded`` (not BPF, or probes missing), ``off``."""
+        """Say what runs, in data.
+
+        ``status``: ``ok``; ``degraded``, not BPF or not every group; ``off``.
+        """
         backend, region, seats = self._backend, self._region, self._seats
         if backend is None or region is None or seats is None:
             return {"status": "off", "backend": "off", "probes": {}}

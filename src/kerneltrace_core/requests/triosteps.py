@@ -26,7 +26,7 @@ class _Steps:
         record = task.context.get(current)
         self._before = push(record if record is not None and record.value else None)
 
-    def after_task_step(self, task: Any) -> None:
+    def after_task_step(self, task: Any) -> None:  # noqa: ARG002 - trio's signature
         pop(self._before)
         self._before = None
 

@@ -1,0 +1,182 @@
+"""StatsBlock: the bytes behind KernelStats, live or frozen, and how they are decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from struct import Struct
+from typing import TYPE_CHECKING, TypeVar
+
+from kerneltrace_core.requests import layout
+from kerneltrace_core.requests.measures import OFF, Measures
+
+if TYPE_CHECKING:
+    from kerneltrace_core.requests.pystep import Record
+
+__all__ = ["StatsBlock"]
+
+Self = TypeVar("Self", bound="StatsBlock")
+
+_BLOCK = Struct(f"<{layout.BLOCK_WORDS}Q")
+_WORD = Struct("<Q").unpack_from
+_BANK_BLOCKED = Struct(f"<{len(layout.CAUSES)}Q").unpack_from
+_CALLS = Struct(f"<{layout.CALLS * layout.CALL_WORDS}Q").unpack_from
+_NO_BLOCK = bytes(layout.BLOCK_WORDS * 8)
+
+# Words that hold a state or a maximum: a difference of two blocks takes the later one.
+_NOT_SUMMED = frozenset(
+    (0, layout.LOOP_BLOCK_MAX_NS, layout.THREADS_USED, layout.DETACHED, layout.FLAGS, layout.VALUE)
+)
+
+
+class StatsBlock:
+    """One request's counters and ledger, in the layout of a region's slot and a record's ledger."""
+
+    __slots__ = ("__weakref__", "_block", "_measures", "_phase", "_whole", "record")
+
+    def __init__(self, record: Record | None, measures: Measures = OFF) -> None:
+        self.record = record
+        self._measures = measures
+        self._block: bytes | None = None
+        self._whole: bytes | None = None
+        self._phase = "response"
+
+    @classmethod
+    def off(cls: type[Self]) -> Self:
+        """Return stats of a request that was not traced: every measure is None."""
+        stats = cls(None)
+        stats._block = _NO_BLOCK
+        return stats
+
+    @classmethod
+    def of_block(
+        cls: type[Self], block: bytes, measures: Measures, phase: str = "response"
+    ) -> Self:
+        """Wrap a block that a record's mark, snapshot or close returned."""
+        stats = cls(None, measures)
+        stats._block = block
+        stats._phase = phase
+        return stats
+
+    @classmethod
+    def between(
+        cls: type[Self],
+        earlier: bytes,
+        later: bytes,
+        *,
+        like: StatsBlock,
+        phase: str = "background",
+    ) -> Self:
+        """Return the stats of the time between two blocks of one record."""
+        words = [
+            after if index in _NOT_SUMMED or after < before else after - before
+            for index, (before, after) in enumerate(
+                zip(_BLOCK.unpack(earlier), _BLOCK.unpack(later), strict=True)
+            )
+        ]
+        words[layout.START_NS] = _WORD(earlier, layout.END_NS * 8)[0]
+        words[layout.END_NS] = _WORD(later, layout.END_NS * 8)[0]
+        return cls.of_block(_BLOCK.pack(*words), like._measures, phase)
+
+    # ---- life -----------------------------------------------------------------
+
+    def block(self) -> bytes:
+        """Return the bytes that the attributes decode: frozen ones, or a snapshot of now."""
+        if self._block is not None:
+            return self._block
+        if self.record is None:
+            return _NO_BLOCK
+        return self.record.snapshot()
+
+    def mark(self) -> None:
+        """End the response phase now; later calls do nothing."""
+        if self._block is None and self.record is not None:
+            self._block = self.record.mark()
+
+    def freeze(self, whole: bytes) -> None:
+        """Take the final block; called by the tracer when the record is closed."""
+        self._whole = whole
+        if self._block is None:
+            self._block = whole
+
+    @property
+    def phase(self) -> str:
+        """What is described: ``response``, ``background``, or a websocket's ``message``."""
+        return self._phase
+
+    @property
+    def background(self: Self) -> Self | None:
+        """What the request did after its last body message; None if that was its end."""
+        if self._whole is None or self._whole is self._block or self._block is None:
+            return None
+        return self.between(self._block, self._whole, like=self)
+
+    @property
+    def backend(self) -> str:
+        """``bpf``, ``procfs`` or ``off``."""
+        return self._measures.backend
+
+    @property
+    def attribution(self) -> str:
+        """``exact``, or ``none``: no slot was free, or nothing is traced."""
+        return "exact" if self._charged() else "none"
+
+    # ---- decoding -------------------------------------------------------------
+
+    def _charged(self) -> bool:
+        return self._measures.ledger and self._word(layout.VALUE) != 0
+
+    def _word(self, index: int) -> int:
+        value: int = _WORD(self.block(), index * 8)[0]
+        return value
+
+    def _between_words(self, first: int, last: int) -> int:
+        # One block: two reads of a live one would be of two moments.
+        block = self.block()
+        difference: int = _WORD(block, last * 8)[0] - _WORD(block, first * 8)[0]
+        return difference
+
+    def _if(self, measured: bool, index: int) -> int | None:
+        return self._word(index) if measured and self._charged() else None
+
+    def _ledger(self, index: int) -> int | None:
+        return self._word(index) if self._measures.ledger else None
+
+    def _bank(self, bank: int, index: int, measured: bool = True) -> int | None:
+        where = layout.BANK + bank * layout.BANK_WORDS + index
+        return self._if(self._measures.ledger and measured, where)
+
+    def _both(self, index: int, measured: bool = True) -> int | None:
+        loop, threads = self._bank(0, index, measured), self._bank(1, index, measured)
+        return None if loop is None or threads is None else loop + threads
+
+    def _blocked(self, bank: int) -> tuple[int, ...] | None:
+        if not self._charged():
+            return None
+        where = layout.BANK + bank * layout.BANK_WORDS + layout.BLOCKED_NS
+        return _BANK_BLOCKED(self.block(), where * 8)
+
+    def _blocked_ns(self, bank: int) -> int | None:
+        causes = self._blocked(bank)
+        return None if causes is None else sum(causes)
+
+    def _blocked_by(self, bank: int) -> dict[str, int] | None:
+        causes = self._blocked(bank) if self._measures.causes else None
+        return None if causes is None else dict(zip(layout.CAUSES, causes, strict=True))
+
+    def _on_cpu(self, run: int, bank: int) -> int | None:
+        blocked, queued = self._blocked_ns(bank), self._bank(bank, layout.RUN_QUEUE_NS)
+        if blocked is None or queued is None:
+            return None
+        return max(0, self._word(run) - queued - blocked)
+
+    def _calls(self) -> list[tuple[int, int, int]] | None:
+        if not self._measures.calls or not self._charged():
+            return None
+        words = _CALLS(self.block(), layout.CALL * 8)
+        return list(zip(words[::3], words[1::3], words[2::3], strict=True))
+
+    def _sum_calls(
+        self, indices: tuple[int, ...], of: Callable[[tuple[int, int, int]], int]
+    ) -> int | None:
+        calls = self._calls()
+        return None if calls is None else sum(of(calls[index]) for index in indices)
