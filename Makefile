@@ -20,7 +20,8 @@ SOURCES := $(shell find src -name '*.py' -o -name '*.pyi' -o -name '*.html')
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
-PIP_INSTALL := -m pip install --quiet
+# Twice quiet: errors only. What is going on is said before each step.
+PIP_INSTALL := -m pip install -qq
 
 .DELETE_ON_ERROR:
 .PHONY: help demo serve test test-unit test-other-pythons test-kernel test-integration test-kernels \
@@ -45,10 +46,10 @@ test-unit: $(VENV)/.stamp ## run the unit tier
 	@$(PYTEST) -q -m unit $(ARGS)
 
 test-kernel: deps $(VENV)/.stamp ## run the kernel tier on this kernel
-	@$(PYTEST) -q -m kernel $(ARGS)
+	@$(PYTEST) -q tests/kernel $(ARGS)
 
 test-integration: deps $(VENV)/.stamp ## run the integration tier: real servers on this kernel
-	@$(PYTEST) -q -m integration $(ARGS)
+	@$(PYTEST) -q tests/integration $(ARGS)
 
 # The wheel is what these test, and that one wheel serves all of them.
 test-other-pythons: build ## run the unit tier on each other interpreter from 3.10 to 3.13
@@ -77,7 +78,8 @@ test-kernels: $(VENV)/.stamp ## run the kernel tier in guests of other kernels (
 		sh tests/kernels/fetch_kernels.sh "$${kernel%%=*}" || exit 1; \
 		echo "== '$(SELECT)' in a guest of linux $${kernel#*=}"; \
 		$(BIN)/python tests/kernels/run_in_kernel.py --timeout $(KERNEL_TIMEOUT) "$${kernel#*=}" -- \
-			"$(CURDIR)/$(BIN)/python" -m pytest -q -p no:cacheprovider -m '$(SELECT)' $(ARGS) || exit 1; \
+			"$(CURDIR)/$(BIN)/python" -m pytest -q -p no:cacheprovider -m '$(SELECT)' \
+			tests/kernel $(ARGS) || exit 1; \
 	done
 
 lint: $(VENV)/.stamp ## check style, types and the format of the C files
@@ -117,7 +119,7 @@ $(VENV)/.stamp: $(METADATA) $(NATIVE) | deps-build
 	@[ -x $(BIN)/python ] || { echo "$(VENV): making it with $(PYTHON)"; "$(PYTHON)" -m venv $(VENV); }
 	@if [ ! -e $@ ] || [ -n "$(filter $(METADATA),$?)" ]; then \
 		echo "$(VENV): installing kerneltrace and what its tests need (a minute or two)"; \
-		$(BIN)/python $(PIP_INSTALL) 'setuptools>=70.1' wheel 'cffi>=1.15' && \
+		$(BIN)/python $(PIP_INSTALL) 'setuptools>=77' wheel 'cffi>=1.15' && \
 		$(BIN)/python $(PIP_INSTALL) --no-build-isolation -e '.[dev]'; \
 	else \
 		echo "$(VENV): compiling kerneltrace's native parts"; \
@@ -129,5 +131,5 @@ $(VENV)/.stamp: $(METADATA) $(NATIVE) | deps-build
 build/wheel/.stamp: $(VENV)/.stamp $(METADATA) $(NATIVE) $(SOURCES) README.md
 	@echo "build/wheel: building the wheel"
 	@rm -rf build/lib* build/bdist* build/wheel
-	@$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build/wheel .
+	@$(BIN)/python -m pip wheel -qq --no-build-isolation --no-deps --wheel-dir build/wheel .
 	@touch $@
