@@ -170,7 +170,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+    terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
 ) -> None:
     """Say which probes said no, and how many tests each of them skipped."""
     tiers = config.stash[TIERS]
@@ -180,6 +180,6 @@ def pytest_terminal_summary(
             remedy = f" ({answer.remedy})" if answer.remedy else ""
             count = tiers.skipped_by[feature]
             terminalreporter.line(f"{feature}: {count} tests: {answer.reason}{remedy}")
-    if tiers.red() and not config.option.collectonly:
+    if tiers.red() and exitstatus == pytest.ExitCode.OK:
         terminalreporter.section("red: no kernel test ran", red=True)
         terminalreporter.line(f"{tiers.selected['kernel']} were selected")

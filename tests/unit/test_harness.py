@@ -151,12 +151,19 @@ def test_a_process_left_behind_turns_the_session_red_and_is_ended(
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="no /proc")
 def test_a_process_is_known_by_the_mark_in_its_environment() -> None:
-    with subprocess.Popen(["sleep", "60"], env={**os.environ, MARK: "this"}) as child:
-        try:
-            assert carries(Path(f"/proc/{child.pid}"), "this")
-            assert not carries(Path(f"/proc/{child.pid}"), "thi")
-        finally:
-            child.kill()
+    environment = {**os.environ, MARK: "this"}
+    with subprocess.Popen(
+        ["cat"], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        # Its environment can be read only some time after exec() has begun.
+        child.stdin.write(b"running\n")
+        child.stdin.flush()
+        assert child.stdout.readline() == b"running\n"
+
+        assert carries(Path(f"/proc/{child.pid}"), "this")
+        assert not carries(Path(f"/proc/{child.pid}"), "thi")
 
 
 def test_a_descriptor_tells_the_program_that_it_holds() -> None:
