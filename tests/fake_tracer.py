@@ -6,8 +6,8 @@ from struct import pack
 from typing import Any
 
 from kerneltrace_core.errors import PrivilegeError
-from kerneltrace_core.requests import layout
-from kerneltrace_core.requests.stats import KernelStats, Measures
+from kerneltrace_core.requests import KernelStats, layout
+from kerneltrace_core.requests.measures import Measures
 
 ALL = Measures(
     backend="bpf",
@@ -109,7 +109,9 @@ class FakeTracer:
 
     def finish(self, stats: KernelStats) -> None:
         self.calls.append("finish")
+        assert stats.record is not None, "finished twice"
         stats.freeze(stats.record.close())
+        stats.record = None
         self.finished.append(stats)
 
 

@@ -6,48 +6,56 @@ import asyncio
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import fields
+from typing import ClassVar
 
-from kerneltrace_core.requests.options import TracerOptions
-from kerneltrace_core.requests.tracer import RequestTracer
+from kerneltrace_core.requests import RequestTracer, TracerOptions
 
 __all__ = ["Boot", "in_thread"]
 
-_TRACER_OPTIONS = frozenset(each.name for each in fields(TracerOptions))
+_NAMES = frozenset(each.name for each in fields(TracerOptions))
 
 
 class Boot:
     """Start the tracer that the whole process shares, not before it is asked to.
 
-    ``given`` are the names that the user spelled out. If none concerns the tracer, another part
-    of the application may bring the options, and this takes what it finds.
+    ``given`` are the names of the options that the user spelled out. If none concerns the tracer,
+    this takes it as another part of the application wanted it.
     """
+
+    _spelled_out: ClassVar[TracerOptions | None] = None
 
     def __init__(self, options: TracerOptions, given: Iterable[str]) -> None:
         self.required = options.required
         self.enabled = options.enabled and options.backend != "off"
-        self.explicit = not _TRACER_OPTIONS.isdisjoint(given)
-        self._options = options.tracer if self.explicit else None
+        self.explicit = not _NAMES.isdisjoint(given)
+        self._options = options.tracer
+        self._tracer: RequestTracer | None = None
 
-    def tracer(self) -> RequestTracer:
+    def find(self) -> RequestTracer:
         """Return the shared tracer, started or not."""
-        return RequestTracer.shared(self._options)
+        if self._tracer is None:
+            if self.explicit:
+                Boot._spelled_out = self._options
+            self._tracer = RequestTracer.shared(Boot._spelled_out or self._options)
+        return self._tracer
 
     def soon(self) -> None:
         """Begin to start it on a thread of its own; neither blocks nor raises."""
         if self.enabled:
-            self.tracer().start_soon()
+            self.find().start_soon()
 
     async def now(self) -> RequestTracer:
         """Start it and wait, but not on this thread. Raises KernelTraceError if it is required."""
-        tracer = self.tracer()
+        tracer = self.find()
         if self.enabled and not tracer.ready:
             await in_thread(tracer.start)
         return tracer
 
     def stop(self) -> None:
         """Detach everything; blocks for some milliseconds. A later request starts it anew."""
-        if self.enabled:
-            self.tracer().stop()
+        tracer, self._tracer, Boot._spelled_out = self._tracer, None, None
+        if tracer is not None and self.enabled:
+            tracer.stop()
 
 
 async def in_thread(function: Callable[[], object]) -> None:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from kerneltrace_asgi.boot import Boot
 from kerneltrace_asgi.protocol import KEY, ASGIApp, Message, Receive, Scope, Send
 from kerneltrace_core.errors import KernelTraceError
-from kerneltrace_core.requests.options import TracerOptions, resolve
+from kerneltrace_core.requests import TracerOptions, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from kerneltrace_core.requests.tracer import RequestTracer
+    from kerneltrace_core.requests import RequestTracer
 
 __all__ = ["kerneltrace_lifespan", "serve_lifespan"]
 

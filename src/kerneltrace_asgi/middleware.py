@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Any
 from kerneltrace_asgi.boot import Boot
 from kerneltrace_asgi.lifespan import serve_lifespan
 from kerneltrace_asgi.options import AsgiOptions
-from kerneltrace_asgi.protocol import KEY, ASGIApp, Message, Receive, Scope, Send, route_of
+from kerneltrace_asgi.protocol import KEY, ASGIApp, Message, Receive, Scope, Send
+from kerneltrace_asgi.route import route_of
 from kerneltrace_asgi.websocket import Connection
 from kerneltrace_core.exporters.report import RequestReport
 from kerneltrace_core.exporters.server_timing import server_timing
-from kerneltrace_core.requests.context import current
-from kerneltrace_core.requests.options import resolve
-from kerneltrace_core.requests.stats import KernelStats
+from kerneltrace_core.requests import KernelStats, current, resolve
 
 if TYPE_CHECKING:
-    from kerneltrace_core.requests.tracer import RequestTracer
+    from kerneltrace_core.requests import RequestTracer
 
 __all__ = ["KernelTraceMiddleware"]
 
@@ -64,13 +63,15 @@ class KernelTraceMiddleware:
         if tracer is None or not tracer.ready:
             tracer = await self._start()
         if tracer is None or (self._skip is not None and self._skip(scope)):
-            _attach(scope, OFF)
+            stats = OFF
+        else:
+            tracer.adopt_loop()
+            stats = tracer.open()
+        _attach(scope, stats)
+        record = stats.record
+        if tracer is None or record is None:
             await self.app(scope, receive, send)
             return
-        tracer.adopt_loop()
-        stats = tracer.open()
-        record = stats.record
-        _attach(scope, stats)
         connection: Connection | None = None
         status_code: int | None = None
         error_type: str | None = None
@@ -93,7 +94,11 @@ class KernelTraceMiddleware:
             receive, traced_send = connection.receive, connection.send
         token = current.set(record)
         try:
-            await record.step(_coroutine(self.app(scope, receive, traced_send)))
+            serving = self.app(scope, receive, traced_send)
+            # Nearly always one already; ASGI promises no more than something to await.
+            if type(serving) is not CoroutineType and not isinstance(serving, Coroutine):
+                serving = _await(serving)
+            await record.step(serving)
         except BaseException as error:
             error_type = type(error).__name__
             # Whoever is outside answers an error that got here; a cancellation nobody does.
@@ -130,7 +135,7 @@ class KernelTraceMiddleware:
         if self._boot.required:
             self._tracer = await self._boot.now()
         else:
-            self._tracer = self._boot.tracer()
+            self._tracer = self._boot.find()
             if not self._tracer.ready:
                 self._tracer.start_soon()
         return self._tracer if self._tracer.ready else None
@@ -143,13 +148,6 @@ def _attach(scope: Scope, stats: KernelStats) -> None:
         scope["state"] = {KEY: stats}
     else:
         state[KEY] = stats
-
-
-def _coroutine(awaitable: Awaitable[None]) -> Coroutine[Any, Any, None]:
-    # Nearly always one already; ASGI promises no more than something to await.
-    if type(awaitable) is CoroutineType or isinstance(awaitable, Coroutine):
-        return awaitable
-    return _await(awaitable)
 
 
 async def _await(awaitable: Awaitable[None]) -> None:

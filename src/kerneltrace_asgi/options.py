@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from kerneltrace_asgi.protocol import Scope
 from kerneltrace_core.exporters.hooks import Hook
-from kerneltrace_core.requests.options import IntegrationOptions
+from kerneltrace_core.requests import IntegrationOptions
 
 __all__ = ["AsgiOptions"]
 

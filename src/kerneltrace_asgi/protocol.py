@@ -13,13 +13,3 @@ ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 KEY = "kerneltrace"
 """In a scope: its request has a record (or was passed over). In its state: the KernelStats."""
-
-
-def route_of(scope: Scope) -> str | None:
-    """Return the template of the route that served ``scope``, None if no framework left one.
-
-    Known only after the application returned. Starlette and FastAPI leave the route, Litestar
-    its template.
-    """
-    template = getattr(scope.get("route"), "path", None) or scope.get("path_template")
-    return template if isinstance(template, str) else None

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
-from kerneltrace_asgi.protocol import Message, Receive, Scope, Send, route_of
-from kerneltrace_core.requests.stats import KernelStats
+from kerneltrace_asgi.protocol import Message, Receive, Scope, Send
+from kerneltrace_asgi.route import route_of
+from kerneltrace_core.requests import KernelStats
 
 if TYPE_CHECKING:
     from kerneltrace_core.exporters.report import RequestReport

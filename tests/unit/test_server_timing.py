@@ -7,7 +7,8 @@ import re
 from fake_tracer import ALL, MS, FakeRecord
 from kerneltrace_core.exporters.server_timing import server_timing
 from kerneltrace_core.exporters.vocabulary import TERMS, TOKENS
-from kerneltrace_core.requests.stats import FIELDS, KernelStats, Measures
+from kerneltrace_core.requests.measures import Measures
+from kerneltrace_core.requests.stats import FIELDS, KernelStats
 
 
 def test_the_header_names_each_time_of_the_ledger_and_the_largest_cause() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kerneltrace_core.exporters.vocabulary import TERMS, milliseconds
 
 if TYPE_CHECKING:
-    from kerneltrace_core.requests.stats import KernelStats
+    from kerneltrace_core.requests import KernelStats
 
 __all__ = ["EventLog", "kernel_fields", "summary"]
 
@@ -18,7 +18,9 @@ TOP_SYSCALLS = 5
 SUMMARY = ("cpu", "run_queue", "blocked", "loop_wait", "suspended")
 BACKGROUND = ("wall", "cpu", "blocked")
 _KEYS = tuple((term.field, term.log_key, term.unit == "ns") for term in TERMS)
-# structlog's generic bound logger has a method per level, but no log() that takes a level.
+# structlog's bound loggers: how the filtering and the stdlib one are asked for their level, and
+# what all of them have; the generic one has no log() that takes a level.
+_ASKED = ("is_enabled_for", "isEnabledFor")
 _METHODS = ((50, "critical"), (40, "error"), (30, "warning"), (20, "info"))
 
 
@@ -90,27 +92,37 @@ class EventLog:
     def __init__(self, name: str) -> None:
         self.name = name
         self._logger = logging.getLogger(name)
+        self._asked: tuple[tuple[Any, ...], Any] = ((), None)
 
     def enabled(self, level: int) -> bool:
         """Say whether a record of ``level`` would be written; cheap enough for each request."""
-        if "structlog" not in sys.modules or (bound := self._structlog()) is None:
+        structlog = _structlog()
+        if structlog is None:
             return self._logger.isEnabledFor(level)
-        # The filtering logger and the one for logging spell it differently; others have no levels.
-        asked = getattr(bound, "is_enabled_for", None) or getattr(bound, "isEnabledFor", None)
+        config = structlog.get_config()
+        made_for = (config["wrapper_class"], config["logger_factory"])
+        if self._asked[0] != made_for:
+            bound = structlog.get_logger(self.name).bind()
+            # On the class: the generic logger takes any other name for a method to log with.
+            names = [name for name in _ASKED if hasattr(type(bound), name)]
+            asked = getattr(bound, names[0]) if names else None
+            self._asked = (made_for, asked)
+        asked = self._asked[1]
         return asked is None or bool(asked(level))
 
     def write(self, level: int, event: str, text: str, fields: Mapping[str, Any]) -> None:
         """Write one record: ``event`` names it for machines, ``text`` says it to people."""
-        bound = self._structlog()
-        if bound is None:
+        structlog = _structlog()
+        if structlog is None:
             self._logger.log(level, "%s", text, extra={"event": event, **fields})
             return
+        # A new one for each record: the application may have given structlog another output.
+        bound = structlog.get_logger(self.name).bind()
+        bound = getattr(bound, "sync_bl", bound)  # the asynchronous one would have to be awaited
         method = next((name for least, name in _METHODS if level >= least), "debug")
         getattr(bound, method)(event, logger=self.name, **fields)
 
-    def _structlog(self) -> Any:
-        structlog = sys.modules.get("structlog")
-        if structlog is None or not structlog.is_configured():
-            return None
-        bound = structlog.get_logger(self.name).bind()
-        return getattr(bound, "sync_bl", bound)  # the asynchronous one would have to be awaited
+
+def _structlog() -> Any:
+    structlog = sys.modules.get("structlog")
+    return structlog if structlog is not None and structlog.is_configured() else None

@@ -10,8 +10,7 @@ from kerneltrace_core.exporters.logs import EventLog, kernel_fields, summary
 from kerneltrace_core.exporters.vocabulary import milliseconds
 
 if TYPE_CHECKING:
-    from kerneltrace_core.requests.options import IntegrationOptions
-    from kerneltrace_core.requests.stats import KernelStats
+    from kerneltrace_core.requests import IntegrationOptions, KernelStats
 
 __all__ = ["RequestReport"]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from kerneltrace_core.exporters.vocabulary import TOKENS
 
 if TYPE_CHECKING:
-    from kerneltrace_core.requests.stats import KernelStats
+    from kerneltrace_core.requests import KernelStats
 
 __all__ = ["server_timing"]
 
