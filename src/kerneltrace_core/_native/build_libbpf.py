@@ -39,8 +39,9 @@ int bpf_map__set_autocreate(struct bpf_map *map, bool autocreate);
 const void *bpf_map__initial_value(struct bpf_map *map, size_t *size);
 int kt_variable(const struct bpf_object *object, const char *section, const char *name,
                 unsigned int *offset, unsigned int *size);
-int kt_inner_map_set_value_size(struct bpf_object *, const char *outer, unsigned int size);
+int bpf_map__reuse_fd(struct bpf_map *map, int fd);
 int kt_map_create_array(const char *name, uint32_t value_size);
+int kt_map_create_array_of_maps(const char *name, unsigned int entries, int inner_fd);
 int bpf_map_update_elem(int fd, const void *key, const void *value, uint64_t flags);
 int libbpf_num_possible_cpus(void);
 

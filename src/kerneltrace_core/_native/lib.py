@@ -198,14 +198,20 @@ def variable(opened: Object, section: str, name: str) -> tuple[int, int]:
     return int(place[0]), int(place[1])
 
 
-def set_inner_value_size(opened: Object, outer: str, size: int) -> None:
-    """Size the values of the maps that an outer map will hold."""
-    _checked("size inner map", lib.kt_inner_map_set_value_size(opened, outer.encode(), size))
+def reuse_map_fd(found: Map, fd: int) -> None:
+    """Say before load that a map exists already; libbpf keeps a duplicate of the descriptor."""
+    _checked("use existing map", lib.bpf_map__reuse_fd(found, fd))
 
 
 def create_region_map(size: int) -> int:
     """Create a one-element array that can be mapped; returns its descriptor."""
     return _checked("create region", lib.kt_map_create_array(b"kt_region", size))
+
+
+def create_outer_map(entries: int, inner_fd: int) -> int:
+    """Create an array of maps of the inner one's shape; returns its descriptor."""
+    fd = lib.kt_map_create_array_of_maps(b"kt_regions", entries, inner_fd)
+    return _checked("create map of regions", fd)
 
 
 def update_map_u32(fd: int, key: int, value: int) -> None:

@@ -113,18 +113,18 @@ int kt_variable(const struct bpf_object *object, const char *section, const char
 	return -ENOENT;
 }
 
-int kt_inner_map_set_value_size(struct bpf_object *object, const char *outer, unsigned int size)
-{
-	struct bpf_map *map = bpf_object__find_map_by_name(object, outer);
-	struct bpf_map *inner = map ? bpf_map__inner_map(map) : NULL;
-
-	return inner ? bpf_map__set_value_size(inner, size) : -ENOENT;
-}
-
 int kt_map_create_array(const char *name, unsigned int value_size)
 {
 	LIBBPF_OPTS(bpf_map_create_opts, options, .map_flags = BPF_F_MMAPABLE);
 	int fd = bpf_map_create(BPF_MAP_TYPE_ARRAY, name, 4, value_size, 1, &options);
+
+	return fd < 0 ? -errno : fd;
+}
+
+int kt_map_create_array_of_maps(const char *name, unsigned int entries, int inner_fd)
+{
+	LIBBPF_OPTS(bpf_map_create_opts, options, .inner_map_fd = inner_fd);
+	int fd = bpf_map_create(BPF_MAP_TYPE_ARRAY_OF_MAPS, name, 4, 4, entries, &options);
 
 	return fd < 0 ? -errno : fd;
 }

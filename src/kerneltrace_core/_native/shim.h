@@ -29,11 +29,10 @@ int kt_tracepoint_arguments(const struct btf *btf, const char *name);
 int kt_variable(const struct bpf_object *object, const char *section, const char *name,
 		unsigned int *offset, unsigned int *size);
 
-/* Value size of the maps that an outer map will hold; 0 or -errno. */
-int kt_inner_map_set_value_size(struct bpf_object *object, const char *outer, unsigned int size);
-
 /* A one-element BPF_F_MMAPABLE array, as regions are; fd or -errno. */
 int kt_map_create_array(const char *name, unsigned int value_size);
+/* An array of such maps; inner_fd shows their shape. */
+int kt_map_create_array_of_maps(const char *name, unsigned int entries, int inner_fd);
 
 /*
  * Map a BPF array. In a child after fork(2) the same addresses hold private

@@ -83,9 +83,9 @@ class BpfObject:
         """Do not create a map: no program that is loaded uses it."""
         lib.set_autocreate(lib.find_map(self._object, name), False)
 
-    def set_inner_value_size(self, outer: str, size: int) -> None:
-        """Size the values of the maps that a map of maps will hold."""
-        lib.set_inner_value_size(self._object, outer, size)
+    def use_map(self, name: str, fd: int) -> None:
+        """Take an existing map instead of creating one; the caller still closes its descriptor."""
+        lib.reuse_map_fd(lib.find_map(self._object, name), fd)
 
     # ---- load, attach -------------------------------------------------------------
 

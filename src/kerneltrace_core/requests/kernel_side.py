@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from struct import Struct
@@ -54,6 +55,7 @@ EVERY_TRACEPOINT: dict[str, int | None] = {
     point: PREV_STATE_ARGUMENTS for points in PROGRAMS.values() for point in points.values()
 }
 PAGE_BYTES = 4096
+PROCESSES = 64  # KT_PROCESSES
 REGION_BYTES = layout.SLOTS_OFFSET + layout.SLOTS * layout.SLOT_BYTES
 
 logger = logging.getLogger("kerneltrace")
@@ -185,10 +187,16 @@ class KernelSide:
                 programs.omit_map("kt_bios")
             if not plan.sockets and "net" not in plan.groups:
                 programs.omit_map("kt_sockets")
-            programs.load()
             region_fd = lib.create_region_map(REGION_BYTES)
             undo.callback(os.close, region_fd)
-            lib.update_map_u32(programs.map_fd("kt_regions"), cls.process, region_fd)
+            regions_fd = lib.create_outer_map(PROCESSES, region_fd)
+            undo.callback(os.close, regions_fd)
+            programs.use_map("kt_regions", regions_fd)
+            # The update waits 10 ms for an RCU grace period: meanwhile the programs are loaded.
+            with ThreadPoolExecutor(1, "kerneltrace-region") as other:
+                placed = other.submit(lib.update_map_u32, regions_fd, cls.process, region_fd)
+                programs.load()
+            placed.result()
             side = cls(programs, region_fd, plan)
             # The first run of a program is fifty times slower than the others.
             side.register(0)
@@ -196,6 +204,7 @@ class KernelSide:
             for program in plan.programs:
                 programs.attach(program)
             undo.pop_all()
+            os.close(regions_fd)  # the programs hold the map
             return side
 
     def _registration(self, thread: int, leave: int, act: str) -> None:

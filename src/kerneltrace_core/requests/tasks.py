@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -10,12 +12,31 @@ from typing import Any
 from kerneltrace_core.requests.context import current
 from kerneltrace_core.requests.engine import Step
 
-__all__ = ["LoopTasks"]
+__all__ = ["LoopTasks", "running_loop"]
 
 Factory = Callable[..., Any]
 MARK = "kerneltrace_chained"
 # 3.12+. Its functions are recognised by their code object, by anyio for one.
 EAGER = getattr(asyncio, "eager_task_factory", None)
+
+
+_here = threading.local()
+
+
+def _running_loop_without_getpid() -> asyncio.AbstractEventLoop:
+    # Until 3.11 get_running_loop() asks the kernel for the pid each time, and a traced system
+    # call costs more than all the rest of what a request pays here. The loop that ran on this
+    # thread last and is running is this thread's: a loop that moves to another thread while this
+    # one runs a second loop is not known to exist.
+    loop: asyncio.AbstractEventLoop | None = getattr(_here, "loop", None)
+    if loop is None or not loop.is_running():
+        loop = _here.loop = asyncio.get_running_loop()
+    return loop
+
+
+running_loop = (
+    asyncio.get_running_loop if sys.version_info >= (3, 12) else _running_loop_without_getpid
+)
 
 
 def _wrap(coroutine: Any, context: Any) -> Any:

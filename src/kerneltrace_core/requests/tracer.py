@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import sys
@@ -17,7 +16,7 @@ from kerneltrace_core.requests.handover import Handover
 from kerneltrace_core.requests.measures import OFF, Measures
 from kerneltrace_core.requests.options import TracerOptions
 from kerneltrace_core.requests.stats import KernelStats
-from kerneltrace_core.requests.tasks import LoopTasks
+from kerneltrace_core.requests.tasks import LoopTasks, running_loop
 from kerneltrace_core.requests.threads import ThreadSeats
 from kerneltrace_core.requests.triosteps import TrioTasks
 
@@ -181,7 +180,7 @@ class RequestTracer:
         Called at each request, on the loop's thread; costs about 0.1 us when nothing changed.
         """
         try:
-            loop = asyncio.get_running_loop()
+            loop = running_loop()
         except RuntimeError:
             if "trio" in sys.modules:
                 self._trio.adopt()
