@@ -6,7 +6,6 @@ Linux nothing is compiled; the package imports there and says "Linux only" when 
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import subprocess
@@ -65,7 +64,7 @@ def check_headers() -> None:
 
 def compile_probes(folder: Path) -> None:
     """Compile probes/*.bpf.c to CO-RE objects without DWARF; BTF stays, loading needs it."""
-    machine = os.environ.get("KERNELTRACE_BPF_TARGET") or platform.machine()
+    machine = platform.machine()
     if machine not in TARGETS:
         refuse(f"no BPF target for machine {machine}")
     clang, strip = tool("clang"), tool("llvm-strip")
