@@ -10,6 +10,8 @@ import gc
 import importlib
 import inspect
 import io
+import os
+import random
 import re
 import struct
 import sys
@@ -520,6 +522,22 @@ def test_the_home_of_a_record_is_its_first_thread(region: Any, steps: Any) -> No
     assert 0 < found.thread_ns < MS
 
 
+def test_a_thread_counts_once_however_often_it_comes(region: Any, steps: Any) -> None:
+    record = region.open()
+    steps.pop(steps.push(record))
+
+    def work() -> None:
+        for _ in range(5):
+            steps.pop(steps.push(record))
+
+    for _ in range(3):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+
+    assert ledger(record.close()).threads == 3
+
+
 class Worker:
     """A thread inside a record until it is told to leave."""
 
@@ -586,6 +604,37 @@ def test_work_that_outlives_its_record_is_never_published_again(region: Any, ste
     finish(step)
 
     assert (found.detached, seen) == (1, [0])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="fork: POSIX")
+def test_a_forked_child_forgets_its_parents_region_and_has_its_own(steps: Any) -> None:
+    parents = Region(steps)
+    record, busy = parents.open(), parents.open()
+    worker = Worker(steps, busy)
+    steps.push(record)
+
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            before = bytes(parents.memory)
+            parents.real.forget()
+            own = Region(steps)
+            inner = own.open()
+            finish(inner.step(suspend()))
+            steps.pop(None)
+            gc.collect()
+            ledger(inner.close())
+            ledger(record.close())
+            status = 0 if bytes(parents.memory) == before and steps.current() is None else 2
+        finally:
+            os._exit(status)
+    steps.pop(None)
+    worker.end()
+
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    ledger(record.close())
+    parents.real.unbind()
 
 
 # ---- ledger ----
@@ -669,6 +718,48 @@ def test_blocks_from_elsewhere_are_true_up_to_their_moment(region: Any, steps: A
     assert inside.gap_ns == 0
     assert between.gap_ns >= 2 * MS
     assert between.in_flight == 1
+
+
+def test_every_ledger_sums_while_threads_share_records(region: Any, steps: Any) -> None:
+    records = [region.open() for _ in range(4)]
+    failures: list[BaseException] = []
+
+    async def inner(choose: random.Random) -> None:
+        for _ in range(choose.randint(0, 3)):
+            await suspend(choose.choice([None, 1]))
+
+    def work(seed: int) -> None:
+        choose = random.Random(seed)
+        try:
+            for _ in range(300):
+                mine, other = choose.choice(records), choose.choice(records)
+                previous = steps.push(mine)
+                finish(other.step(inner(choose)))
+                assert steps.current() is mine
+                block = choose.choice(records).snapshot()
+                if steps.__name__ == NAMES["c"]:  # only there are borders atomic
+                    ledger(block)
+                steps.pop(previous)
+                assert steps.read_cell() == 0
+        except BaseException as error:  # noqa: BLE001 - told to the main thread
+            failures.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    region.real.sampler = lambda value, now_ns: time.sleep(0)  # lets others in at each border
+    try:
+        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+        region.real.sampler = None
+
+    assert failures == []
+    for record in records:
+        assert ledger(record.close()).threads == 3
 
 
 def test_steps_are_activations_of_the_home_thread(region: Any, steps: Any) -> None:
