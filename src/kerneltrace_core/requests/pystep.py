@@ -1,4 +1,8 @@
-"""For which request does this thread work: ``_native/_step.c`` in Python, fallback and oracle."""
+"""For which request does this thread work: ``_native/_step.c`` in Python, fallback and oracle.
+
+Unlike there, another thread may run in the middle of a border: a block that is read meanwhile
+from elsewhere can be off by that border. Final blocks are as exact as the extension's.
+"""
 
 from __future__ import annotations
 
@@ -142,12 +146,13 @@ class _Thread:
         now = monotonic_ns()
         self.change_owner(previous, now)
         if entered is not None and entered._home == self.serial and entered._depth:
-            entered._depth -= 1
-            if not entered._depth:
+            if entered._depth == 1:
                 stay = now - entered._entered_ns
                 entered._nested_ns += stay - (entered._run_ns - entered._entered_run_ns)
-                entered._loop_block_max_ns = max(entered._loop_block_max_ns, stay)
+                if stay > entered._loop_block_max_ns:
+                    entered._loop_block_max_ns = stay
                 entered._left_ns = now
+            entered._depth -= 1
 
 
 class _ThreadEnd:
