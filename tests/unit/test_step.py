@@ -14,6 +14,7 @@ import os
 import random
 import re
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -911,3 +912,37 @@ def test_threads_that_come_and_go_leave_nothing_behind(steps: Any) -> None:
 
     assert run(50) == before
     assert ledger(record.close()).threads == 54
+
+
+# ---- choice ----
+
+
+@pytest.mark.parametrize(("pure", "expected"), [("1", "python"), ("0", "c")])
+def test_the_environment_can_ask_for_the_twin(pure: str, expected: str) -> None:
+    if expected == "c":
+        pytest.importorskip(NAMES["c"], reason="_step is not built")
+    source = "from kerneltrace_core.requests import engine; print(engine.IMPLEMENTATION)"
+    environment = {
+        **os.environ,
+        "KERNELTRACE_PURE_PYTHON": pure,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+
+    chosen = subprocess.run(
+        [sys.executable, "-c", source], env=environment, capture_output=True, text=True, check=True
+    )
+
+    assert chosen.stdout.split() == [expected]
+
+
+def test_both_implementations_have_one_interface() -> None:
+    c = pytest.importorskip(NAMES["c"], reason="_step is not built")
+    python = importlib.import_module(NAMES["python"])
+
+    for name in python.__all__:
+        ours, theirs = getattr(c, name), getattr(python, name)
+        if isinstance(ours, type):
+            public = {attribute for attribute in dir(theirs) if not attribute.startswith("_")}
+            region = Region(python).real if name == "Region" else None
+            public |= {a for a in vars(region) if not a.startswith("_")} if region else set()
+            assert public == {a for a in dir(ours) if not a.startswith("_")}, name
