@@ -628,6 +628,23 @@ def test_a_forgotten_region_is_never_touched_again(ground: Any) -> None:
     assert bytes(ground.memory) == before
 
 
+def test_a_record_of_a_forgotten_region_leaves_the_thread_where_it_is(steps: Any) -> None:
+    old, new = Playground(steps), Playground(steps)
+    stale, fresh = old.region.open(), new.region.open()
+    old.region.forget()
+    seen = []
+
+    run_step(fresh, lambda: run_step(stale, lambda: seen.append(new.entry(0, CELL))))
+    run_step(stale, lambda: seen.append(new.entry(0, CELL)))
+    run_step(fresh, lambda: seen.append(new.entry(0, CELL)))
+
+    assert seen == [0, 0, fresh.value]
+    assert (old.registered, new.registered) == (0, 1)
+    found = ledger(stale.close())
+    assert (found.steps, found.flags & 2) == (2, 2)
+    new.region.unbind()
+
+
 def test_the_memory_can_be_unmapped_once_it_is_forgotten(steps: Any) -> None:
     memory = mmap.mmap(-1, SLOTS_OFFSET + SLOTS * SLOT_BYTES)
     pinned = ctypes.c_char.from_buffer(memory)

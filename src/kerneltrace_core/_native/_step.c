@@ -285,7 +285,7 @@ static void join_region(struct thread *t, Region *region)
 {
 	PyObject *register_thread = region->register_thread, *result;
 
-	if (region->memory && register_thread && !t->registering) {
+	if (register_thread && !t->registering) {
 		t->registering = true;
 		Py_INCREF(register_thread);
 		result = PyObject_CallObject(register_thread, NULL);
@@ -366,7 +366,7 @@ static void add_loop_wait(struct thread *t, Record *r, PyObject *coro, uint64_t 
 
 static void begin_visit(struct thread *t, Record *r, uint64_t now)
 {
-	if (entry_of(t) == t->hidden)
+	if (r->region != t->region || entry_of(t) == t->hidden)
 		r->ledger.flags |= FLAG_UNSEEN;
 	if (!r->home) {
 		r->home = t->serial;
@@ -390,7 +390,7 @@ static void enter(struct thread *t, Record *r, PyObject *coro, struct visit *vis
 	uint64_t now;
 
 	visit->border = false;
-	if (r && !r->closed && t->region != r->region)
+	if (r && !r->closed && t->region != r->region && r->region->memory)
 		join_region(t, r->region);
 	if (r && r->closed)
 		r = NULL;

@@ -79,7 +79,7 @@ class _Thread:
 
     def join(self, region: Region) -> None:
         """Let the region register this thread; whatever comes of it, ask only once."""
-        if not region._forgotten and not self.registering:
+        if not self.registering:
             self.registering = True
             try:
                 region._register()
@@ -115,8 +115,9 @@ class _Thread:
     def enter(self, record: Record | None, coro: object) -> tuple[Record | None, Any] | None:
         """Begin to work for ``record``; return what ``leave`` takes, None if nothing changed."""
         if record is not None:
-            if not record._closed and self.region is not record._region:
-                self.join(record._region)
+            region = record._region
+            if self.region is not region and not record._closed and not region._forgotten:
+                self.join(region)
             if record._closed:
                 record = None
         previous = self.owner
@@ -320,7 +321,7 @@ class Record:
         return Step(self, coro)
 
     def _begin_visit(self, thread: _Thread, now: int) -> None:
-        if thread.words is thread.hidden:
+        if thread.region is not self._region or thread.words is thread.hidden:
             self._flags |= FLAG_UNSEEN
         if not self._home:
             self._home = thread.serial
