@@ -6,6 +6,7 @@ PYTHON ?= $(shell python3 -c 'import sys; assert sys.version_info >= (3, 10); pr
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
+UNIT := tests/unit tests/kernels
 
 # Kernels for `make test-kernels`, as SUITE=VERSION, and the tests to run in them.
 KERNELS ?= bookworm=6.1 trixie=6.12
@@ -43,7 +44,7 @@ test: deps $(VENV)/.stamp ## run the whole suite: the unit tier on all interpret
 	@$(PYTEST) -q $(ARGS)
 
 test-unit: $(VENV)/.stamp ## run the unit tier
-	@$(PYTEST) -q -m unit $(ARGS)
+	@$(PYTEST) -q $(UNIT) $(ARGS)
 
 test-kernel: deps $(VENV)/.stamp ## run the kernel tier on this kernel
 	@$(PYTEST) -q tests/kernel $(ARGS)
@@ -69,7 +70,7 @@ test-other-pythons: build ## run the unit tier on each other interpreter from 3.
 			touch "$$venv/.stamp"; \
 		fi; \
 		echo "== unit tier on $$("$$program" -V)"; \
-		"$$venv/bin/python" -m pytest -q -m unit $(ARGS) </dev/null || exit 1; \
+		"$$venv/bin/python" -m pytest -q $(UNIT) $(ARGS) </dev/null || exit 1; \
 	done
 
 test-kernels: $(VENV)/.stamp ## run the kernel tier in guests of other kernels (KERNELS=..., SELECT=...)
