@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -146,6 +147,9 @@ def test_a_process_left_behind_turns_the_session_red_and_is_ended(
     assert result.ret == 1
     result.stdout.fnmatch_lines(["*red: left behind*", "process * still running*sleep 60*"])
     pid = next(line.split()[-1] for line in result.outlines if "child " in line)
+    deadline = time.monotonic() + 5
+    while not is_zombie(Path(f"/proc/{pid}")) and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert is_zombie(Path(f"/proc/{pid}"))
 
 
