@@ -521,7 +521,7 @@ def test_loop_wait_lies_between_the_last_poll_and_the_last_poll_that_slept(groun
 
 
 def test_stamps_from_before_the_gap_bound_it_by_the_gap(ground: Any) -> None:
-    found = Gaps(ground).resume(poll_after=-10_000_000, sleep_after=-20_000_000)
+    found = Gaps(ground).resume(poll_after=-(10**9), sleep_after=-2 * 10**9)
 
     assert 3_000_000 < found.loop_wait_min_ns == found.loop_wait_max_ns
     assert found.loop_wait_max_ns <= found.gap_ns
@@ -547,7 +547,8 @@ def test_a_wait_in_doubt_is_settled_by_ready_at(ground: Any) -> None:
     assert [coroutine.__name__ for coroutine in asked] == ["main"]
     assert asked[0] is not gaps.step
     assert found.loop_wait_min_ns == found.loop_wait_max_ns
-    assert 1_000_000 < found.loop_wait_min_ns <= 1_500_000
+    # Less what passes between the border's clock and ours.
+    assert 0 <= found.loop_wait_min_ns <= 1_500_000
 
 
 def test_the_answer_of_ready_at_is_kept_within_the_bounds(ground: Any) -> None:

@@ -520,7 +520,7 @@ def test_the_home_of_a_record_is_its_first_thread(region: Any, steps: Any) -> No
 
     assert found.run_ns >= MS
     assert (found.steps, found.threads) == (1, 1)
-    assert 0 < found.thread_ns < MS
+    assert found.thread_ns > 0
 
 
 def test_a_thread_counts_once_however_often_it_comes(region: Any, steps: Any) -> None:
