@@ -1,0 +1,163 @@
+"""Requests without a server: work run as a request's, and what an outsider measured meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from kerneltrace_core.requests import KernelStats, RequestTracer, TracerOptions, current, engine
+from kerneltrace_core.requests.measures import Measures
+
+NS_PER_MS = 1_000_000
+# The promise: within 1% or 100 us.
+WITHIN_NS, WITHIN_PERCENT = 100_000, 1
+
+# For stats of a part of a request.
+EVERYTHING = KernelStats.of_block(
+    b"", Measures("bpf", *(True for _ in fields(Measures) if _.name != "backend"))
+)
+
+Handler = Callable[[], Coroutine[Any, Any, Any]]
+
+
+def close_to(measured: int, truth: int) -> bool:
+    """Tell whether a time is within 1% or 100 us of another."""
+    return abs(measured - truth) <= max(WITHIN_NS, abs(truth) * WITHIN_PERCENT // 100)
+
+
+@contextmanager
+def tracing(**options: Any) -> Iterator[RequestTracer]:
+    """Trace this process while the block runs; BPF unless the options say otherwise."""
+    chosen: dict[str, Any] = {"backend": "bpf", "required": True, **options}
+    tracer = RequestTracer(TracerOptions(**chosen))
+    tracer.start()
+    try:
+        yield tracer
+    finally:
+        tracer.stop()
+
+
+async def serve(tracer: RequestTracer, handler: Handler) -> KernelStats:
+    """Run a handler as a request of the running loop, as an integration does."""
+    tracer.adopt_loop()
+    stats = tracer.open()
+    assert stats.record is not None
+    token = current.set(stats.record)
+    try:
+        await stats.record.step(handler())
+    finally:
+        current.reset(token)
+        tracer.finish(stats)
+    return stats
+
+
+def on_loop(tracer: RequestTracer, work: Callable[[], Any]) -> KernelStats:
+    """Do work as a request, on the event loop's thread."""
+
+    async def handler() -> None:
+        work()
+
+    return asyncio.run(serve(tracer, handler))
+
+
+def in_thread(tracer: RequestTracer, work: Callable[[], Any]) -> KernelStats:
+    """Do work as a request, on a thread of the loop's pool."""
+
+    async def handler() -> None:
+        await asyncio.to_thread(work)
+
+    return asyncio.run(serve(tracer, handler))
+
+
+def undisturbed(trial: Callable[[Meter], None]) -> None:
+    """Run a trial; up to twice again if it failed while others took the CPU.
+
+    A hypervisor that takes it shows in no counter of a thread: its clock merely stands still.
+    """
+    for again in (True, True, False):
+        meter = Meter()
+        stolen = stolen_ticks()
+        try:
+            trial(meter)
+        except AssertionError:
+            taken = meter.run_queue_ns > WITHIN_NS // 2 or meter.involuntary
+            if not (again and (taken or stolen_ticks() != stolen)):
+                raise
+        else:
+            return
+
+
+def stolen_ticks() -> int:
+    """Return how many ticks the hypervisor has taken from this machine."""
+    return int(Path("/proc/stat").read_text().split()[8])
+
+
+def calls_of(stats: KernelStats) -> dict[str, int]:
+    """Return how often each system call was made."""
+    return {call.name: call.calls for call in stats.top_syscalls or ()}
+
+
+def _snapshot() -> bytes | None:
+    record = engine.current()
+    return None if record is None else record.snapshot()
+
+
+class Meter:
+    """What happened to the calling thread inside ``with``: by public counters, and by ours."""
+
+    stats: KernelStats
+    wall_ns = cpu_ns = run_queue_ns = voluntary = involuntary = minor_faults = major_faults = 0
+
+    def __enter__(self) -> Meter:
+        self._fd = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
+        self._begun = _snapshot()
+        self._before = self._read()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        after = self._read()
+        if self._begun is not None:
+            self.stats = KernelStats.between(self._begun, _snapshot() or b"", like=EVERYTHING)
+        os.close(self._fd)
+        changes = [new - old for old, new in zip(self._before, after, strict=True)]
+        self.wall_ns, self.cpu_ns, self.run_queue_ns = changes[:3]
+        self.voluntary, self.involuntary, self.minor_faults, self.major_faults = changes[3:]
+
+    def _read(self) -> tuple[int, ...]:
+        usage = resource.getrusage(resource.RUSAGE_THREAD)
+        queued = int(os.pread(self._fd, 100, 0).split()[1])
+        cpu_ns = time.thread_time_ns()
+        now = time.monotonic_ns()
+        switches = usage.ru_nvcsw, usage.ru_nivcsw
+        return (now, cpu_ns, queued, *switches, usage.ru_minflt, usage.ru_majflt)
+
+    @property
+    def blocked_ns(self) -> int:
+        """Neither on a CPU nor waiting for one."""
+        return self.wall_ns - self.cpu_ns - self.run_queue_ns
+
+
+def run_python(source: str, *arguments: str, before: tuple[str, ...] = (), **options: Any) -> str:
+    """Run a script in a process of its own and return what it printed; fail if it failed."""
+    done = subprocess.run(
+        [*before, sys.executable, "-c", textwrap.dedent(source), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+        cwd=Path(__file__).parent,
+        **options,
+    )
+    assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    printed: str = done.stdout
+    return printed
