@@ -27,6 +27,7 @@ EVERYTHING = KernelStats.of_block(
     b"", Measures("bpf", *(True for _ in fields(Measures) if _.name != "backend"))
 )
 
+Serve = Callable[[RequestTracer, Callable[[], Any]], KernelStats]
 Handler = Callable[[], Coroutine[Any, Any, Any]]
 
 
@@ -79,6 +80,23 @@ def in_thread(tracer: RequestTracer, work: Callable[[], Any]) -> KernelStats:
     return asyncio.run(serve(tracer, handler))
 
 
+def during(serve: Serve, tracer: RequestTracer, work: Callable[[], Any]) -> KernelStats:
+    """Do work as a request and return the stats of the work alone.
+
+    Without what asyncio did to hand it over: a wake-up of the loop is a byte on a socket.
+    """
+    meter = Meter()
+
+    def run() -> None:
+        # A thread's first allocation beyond Python's own has glibc read the number of CPUs.
+        bytearray(1 << 12)
+        with meter:
+            work()
+
+    serve(tracer, run)
+    return meter.stats
+
+
 def undisturbed(trial: Callable[[Meter], None]) -> None:
     """Run a trial; up to twice again if it failed while others took the CPU.
 
@@ -120,14 +138,15 @@ class Meter:
 
     def __enter__(self) -> Meter:
         self._fd = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
-        self._begun = _snapshot()
         self._before = self._read()
+        self._begun = _snapshot()
         return self
 
     def __exit__(self, *error: object) -> None:
+        ended = _snapshot()
         after = self._read()
-        if self._begun is not None:
-            self.stats = KernelStats.between(self._begun, _snapshot() or b"", like=EVERYTHING)
+        if self._begun is not None and ended is not None:
+            self.stats = KernelStats.between(self._begun, ended, like=EVERYTHING)
         os.close(self._fd)
         changes = [new - old for old, new in zip(self._before, after, strict=True)]
         self.wall_ns, self.cpu_ns, self.run_queue_ns = changes[:3]
