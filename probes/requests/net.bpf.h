@@ -38,10 +38,10 @@ static __always_inline void kt_own_socket(struct sock *sk)
 SEC("tp_btf/sock_send_length")
 int BPF_PROG(kt_sock_send, struct sock *sk, int result, int flags)
 {
-	struct kt_cpu *cpu = kt_this_cpu();
+	struct kt_cpu *cpu = kt_registered_cpu();
 	struct kt_charge charge;
 
-	if (!cpu || !cpu->process)
+	if (!cpu)
 		return 0;
 	cpu->socket = 1;
 	if (result <= 0 || !kt_charge_thread(cpu->process - 1, cpu->thread, &charge))
@@ -55,10 +55,10 @@ int BPF_PROG(kt_sock_send, struct sock *sk, int result, int flags)
 SEC("tp_btf/sock_recv_length")
 int BPF_PROG(kt_sock_recv, struct sock *sk, int result, int flags)
 {
-	struct kt_cpu *cpu = kt_this_cpu();
+	struct kt_cpu *cpu = kt_registered_cpu();
 	struct kt_charge charge;
 
-	if (!cpu || !cpu->process)
+	if (!cpu)
 		return 0;
 	cpu->socket = 1;
 	/* Peeked bytes are read again. */

@@ -23,40 +23,6 @@ static __always_inline void kt_switch_out(struct kt_cpu *cpu, struct kt_task *ta
 		region->thread[task->thread & (KT_THREADS - 1)].off_ns = now;
 }
 
-static __always_inline void kt_switch_in(struct kt_cpu *cpu, struct kt_task *task, __u64 now)
-{
-	struct kt_charge charge;
-	__u64 off = task->off_ns;
-	__u64 wake = task->wake_ns;
-	__u32 cause = task->cause;
-
-	cpu->enter_ns = task->enter_ns;
-	cpu->call = task->call;
-	cpu->socket = task->socket;
-	cpu->thread = task->thread;
-	cpu->process = task->process + 1;
-	if (!off || !kt_charge_thread(task->process, task->thread, &charge))
-		return;
-	task->off_ns = 0;
-	charge.thread->off_ns = 0;
-	if (cause == KT_CAUSE_PREEMPTED) {
-		KT_ADD(charge.bank->run_queue_ns, now - off);
-		KT_ADD(charge.bank->ctx_involuntary, 1);
-		return;
-	}
-	if (wake < off) /* the wake-up came before the switch was seen */
-		wake = now;
-	if (cause >= KT_CAUSES) /* for the verifier */
-		cause = KT_CAUSE_OTHER;
-	KT_ADD(charge.bank->blocked_ns[cause], wake - off);
-	KT_ADD(charge.bank->run_queue_ns, now - wake);
-	KT_ADD(charge.bank->ctx_voluntary, 1);
-	if (cause == KT_CAUSE_FAULT)
-		KT_ADD(charge.bank->major_faults, 1);
-	if (cause == KT_CAUSE_POLL)
-		charge.thread->poll_sleep_ns = now;
-}
-
 static __always_inline int kt_switch(bool preempt, struct task_struct *prev,
 				     struct task_struct *next, unsigned int prev_state)
 {

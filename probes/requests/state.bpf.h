@@ -144,12 +144,72 @@ static __always_inline bool kt_charge_thread(__u32 process, __u32 thread, struct
 	return true;
 }
 
-/* The slot of the thread on this CPU; false for a bystander. */
-static __always_inline bool kt_charge_current(struct kt_charge *charge)
+static __always_inline void kt_switch_in(struct kt_cpu *cpu, struct kt_task *task, __u64 now)
+{
+	struct kt_charge charge;
+	__u64 off = task->off_ns;
+	__u64 wake = task->wake_ns;
+	__u32 cause = task->cause;
+
+	cpu->enter_ns = task->enter_ns;
+	cpu->call = task->call;
+	cpu->socket = task->socket;
+	cpu->thread = task->thread;
+	cpu->process = task->process + 1;
+	if (!off || !kt_charge_thread(task->process, task->thread, &charge))
+		return;
+	task->off_ns = 0;
+	charge.thread->off_ns = 0;
+	if (cause == KT_CAUSE_PREEMPTED) {
+		KT_ADD(charge.bank->run_queue_ns, now - off);
+		KT_ADD(charge.bank->ctx_involuntary, 1);
+		return;
+	}
+	if (wake < off) /* the wake-up came before the switch was seen */
+		wake = now;
+	if (cause >= KT_CAUSES) /* for the verifier */
+		cause = KT_CAUSE_OTHER;
+	KT_ADD(charge.bank->blocked_ns[cause], wake - off);
+	KT_ADD(charge.bank->run_queue_ns, now - wake);
+	KT_ADD(charge.bank->ctx_voluntary, 1);
+	if (cause == KT_CAUSE_FAULT)
+		KT_ADD(charge.bank->major_faults, 1);
+	if (cause == KT_CAUSE_POLL)
+		charge.thread->poll_sleep_ns = now;
+}
+
+/* Not inlined: it is hardly ever called. */
+static __noinline int kt_reload(struct kt_cpu *cpu)
+{
+	struct kt_task *task = kt_task_of(bpf_get_current_task_btf());
+
+	if (!cpu || !task)
+		return 0;
+	kt_switch_in(cpu, task, bpf_ktime_get_ns());
+	return 1;
+}
+
+/* The register, if the thread on this CPU is a registered one, else NULL.
+ * The tracepoint of a switch does not fire for every switch on every kernel
+ * (guests whose own agent is hidden from tracing, for one), so an empty register
+ * is no proof yet. A task without any storage is one, at no cost to bystanders. */
+static __always_inline struct kt_cpu *kt_registered_cpu(void)
 {
 	struct kt_cpu *cpu = kt_this_cpu();
 
-	if (!cpu || !cpu->process)
+	if (!cpu || cpu->process)
+		return cpu;
+	if (!bpf_get_current_task_btf()->bpf_storage || !kt_reload(cpu))
+		return NULL;
+	return cpu;
+}
+
+/* The slot of the thread on this CPU; false for a bystander. */
+static __always_inline bool kt_charge_current(struct kt_charge *charge)
+{
+	struct kt_cpu *cpu = kt_registered_cpu();
+
+	if (!cpu)
 		return false;
 	return kt_charge_thread(cpu->process - 1, cpu->thread, charge);
 }
@@ -157,9 +217,9 @@ static __always_inline bool kt_charge_current(struct kt_charge *charge)
 /* Remember who is current, for work that ends elsewhere. */
 static __always_inline bool kt_own(struct kt_owner *owner, struct kt_charge *charge)
 {
-	struct kt_cpu *cpu = kt_this_cpu();
+	struct kt_cpu *cpu = kt_registered_cpu();
 
-	if (!cpu || !cpu->process)
+	if (!cpu)
 		return false;
 	if (!kt_charge_thread(cpu->process - 1, cpu->thread, charge))
 		return false;

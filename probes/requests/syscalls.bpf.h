@@ -18,9 +18,9 @@ const volatile bool kt_calls_untimed = false;
 SEC("tp_btf/sys_enter")
 int BPF_PROG(kt_sys_enter, struct pt_regs *regs, long number)
 {
-	struct kt_cpu *cpu = kt_this_cpu();
+	struct kt_cpu *cpu = kt_registered_cpu();
 
-	if (!cpu || !cpu->process)
+	if (!cpu)
 		return 0;
 	cpu->call = number;
 	cpu->socket = 0;
@@ -52,13 +52,13 @@ static __always_inline void kt_count_bytes(struct kt_cpu *cpu, struct kt_charge 
 SEC("tp_btf/sys_exit")
 int BPF_PROG(kt_sys_exit, struct pt_regs *regs, long result)
 {
-	struct kt_cpu *cpu = kt_this_cpu();
+	struct kt_cpu *cpu = kt_registered_cpu();
 	const struct kt_call_info *info;
 	struct kt_charge charge;
 	struct kt_call *call;
 	__u64 enter = 0, now = 0;
 
-	if (!cpu || !cpu->process)
+	if (!cpu)
 		return 0;
 	if (kt_calls_untimed) {
 		info = kt_call_info(KT_REGS_CALL(regs));
