@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kerneltrace_asgi.boot import Boot
 from kerneltrace_asgi.protocol import KEY, ASGIApp, Message, Receive, Scope, Send
-from kerneltrace_core.errors import KernelTraceError
+from kerneltrace_core import KernelTraceError
 from kerneltrace_core.requests import TracerOptions, resolve
 
 if TYPE_CHECKING:

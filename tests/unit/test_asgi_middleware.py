@@ -16,7 +16,7 @@ from fake_tracer import MS, FakeTracer, spent
 from kerneltrace_asgi import KernelTraceMiddleware
 from kerneltrace_asgi.protocol import Message, Receive, Scope, Send
 from kerneltrace_core.errors import OptionError, PrivilegeError
-from kerneltrace_core.requests.context import current
+from kerneltrace_core.requests import KernelStats, current
 
 START: Message = {"type": "http.response.start", "status": 200, "headers": [(b"a", b"b")]}
 BODY: Message = {"type": "http.response.body", "body": b"ok"}
@@ -415,6 +415,18 @@ def test_without_a_lifespan_the_first_request_starts_it_and_is_served_untraced(
     tracer.ready = True
     run(serve(app, http()))
     assert tracer.calls == ["start_soon", "adopt_loop", "open", "finish"]
+
+
+def test_a_tracer_that_is_stopped_meanwhile_serves_untraced(
+    run: Run, tracer: FakeTracer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracer, "open", KernelStats.off)
+    sink, scope = Sink(), http()
+
+    run(serve(KernelTraceMiddleware(hello), scope, sink))
+
+    assert sink.messages == [START, BODY]
+    assert scope["state"]["kerneltrace"].backend == "off"
 
 
 def test_a_tracer_that_is_required_is_awaited_by_the_first_request(
