@@ -58,7 +58,24 @@ def _log_lines() -> tuple[str, ...]:
     )
 
 
+# libbpf's own, beyond errno (its libbpf.h, enum libbpf_errno).
+LIBBPF_ERRORS = {
+    4000: "libelf failed",
+    4001: "not a BPF ELF object",
+    4003: "made for another byte order",
+    4004: "libbpf failed",
+    4005: "a relocation is wrong",
+    4006: "the kernel refused a program",
+    4007: "the verifier refused a program",
+    4008: "a program is too long",
+    4009: "made for another kernel",
+    4010: "this kernel has no such type of program",
+}
+
+
 def _reason(code: int) -> str:
+    if code in LIBBPF_ERRORS:
+        return LIBBPF_ERRORS[code]
     return f"{os.strerror(code)} ({errno_names.errorcode.get(code, code)})"
 
 
@@ -66,13 +83,22 @@ def _refused(act: str, code: int, error: Callable[..., KernelTraceError] = LoadE
     if code in (errno_names.EPERM, errno_names.EACCES) and not _verifier_spoke(_log_lines()):
         raise PrivilegeError(f"{act}: {_reason(code)}", errno=code)
     if error is LoadError:
-        raise LoadError(f"{act}: {_reason(code)}", errno=code, log=_log_lines())
+        log = _log_lines()
+        if code == errno_names.EINVAL and _descriptors_exhausted(log):
+            code = errno_names.EMFILE
+        raise LoadError(f"{act}: {_reason(code)}", errno=code, log=log)
     raise error(f"{act}: {_reason(code)}", errno=code)
 
 
 def _verifier_spoke(log: tuple[str, ...]) -> bool:
     """Tell a program that the verifier rejected (also EACCES) from a missing privilege."""
     return any(line.startswith("processed ") and " insns" in line for line in log)
+
+
+def _descriptors_exhausted(log: tuple[str, ...]) -> bool:
+    """Tell a map that could not be made for want of a descriptor; libbpf reports its second try."""
+    told = os.strerror(errno_names.EMFILE), "-EMFILE"
+    return any("create_map" in line and any(word in line for word in told) for line in log)
 
 
 def _checked(act: str, code: int) -> int:
@@ -234,7 +260,16 @@ def load_btf(path: str | None = None) -> Btf:
     lib.kt_log_begin()
     btf = lib.btf__load_vmlinux_btf() if path is None else lib.btf__parse(path.encode(), ffi.NULL)
     if btf == ffi.NULL:
-        _refused(f"read BTF {path or '/sys/kernel/btf/vmlinux'}", ffi.errno)
+        code = ffi.errno
+        if path is None and code in (errno_names.ESRCH, errno_names.ENOENT):
+            # libbpf looks in several places; none of them has it.
+            raise LoadError(
+                "read the kernel's BTF: not in /sys/kernel/btf/vmlinux nor beside the kernel "
+                "(use a kernel with CONFIG_DEBUG_INFO_BTF=y; in a container, make /sys visible)",
+                errno=errno_names.ENOENT,
+                log=_log_lines(),
+            )
+        _refused(f"read BTF {path or '/sys/kernel/btf/vmlinux'}", code)
     return btf
 
 
