@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Protocol
 
-from kerneltrace_core.errors import KernelTraceError, PrivilegeError, UnsupportedError
+from kerneltrace_core.errors import KernelTraceError, LoadError, PrivilegeError, UnsupportedError
 from kerneltrace_core.requests.measures import Measures
 from kerneltrace_core.requests.options import TracerOptions
 
@@ -98,9 +100,29 @@ class ProcfsBackend:
         return {"procfs": "attached"}
 
 
+# The descriptors that the request programs, their links and maps take, and some for the load.
+DESCRIPTORS = 48
+REMEDIES = {
+    errno.EMFILE: f"raise the limit of open files, ulimit -n, by {DESCRIPTORS}",
+    errno.ENFILE: "raise the machine's limit of open files, sysctl fs.file-max",
+    errno.ENOMEM: "raise the memory limit, of the container for one",
+}
+BROKEN_OBJECT = range(4000, 4006)  # libbpf could not even read it
+
+
 def describe(error: Exception) -> str:
     """Say a failure in one line with the fix, if it is known."""
     text = str(error).splitlines()[0]
+    number = getattr(error, "errno", None) or 0
+    if isinstance(error, LoadError) and number in BROKEN_OBJECT:
+        return f"{text} (reinstall kerneltrace)"
+    if not isinstance(error, PrivilegeError) and number in REMEDIES:
+        return f"{text} ({REMEDIES[number]})"
+    if isinstance(error, LoadError):
+        # The verifier ends with its statistics; the line before says what it did not accept.
+        for before, line in pairwise(error.log):
+            if line.startswith("processed "):
+                return f"{text}: {before.strip()}"
     if isinstance(error, PrivilegeError):
         from kerneltrace_core.kernel.privileges import explain_refusal, read_privileges
 
@@ -123,6 +145,8 @@ def open_backend(options: TracerOptions) -> Backend | None:
             known = isinstance(error, (KernelTraceError, OSError))
             told = describe(error)
             if options.required:
+                if isinstance(error, LoadError):
+                    error.message = f"{told}; {DOCTOR}"
                 if isinstance(error, KernelTraceError):
                     error.args = (f"{told}; {DOCTOR}", *error.args[1:])
                     raise
