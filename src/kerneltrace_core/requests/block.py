@@ -141,6 +141,9 @@ class StatsBlock:
     def _ledger(self, index: int) -> int | None:
         return self._word(index) if self._measures.ledger else None
 
+    def _of_loop(self, index: int) -> int | None:
+        return self._ledger(index) if self._measures.loop else None
+
     def _bank(self, bank: int, index: int, measured: bool = True) -> int | None:
         where = layout.BANK + bank * layout.BANK_WORDS + index
         return self._if(self._measures.ledger and measured, where)

@@ -13,7 +13,9 @@ class Measures:
 
     ``causes``: time blocked by cause. ``calls``: system calls by name. ``call_times``: their
     durations. ``files``: bytes of read and write. ``net``: bytes on sockets. ``retransmits``,
-    ``block``, ``faults``: those counters. ``processes``: forks and execs.
+    ``block``, ``faults``: those counters. ``processes``: forks and execs. ``loop``: the request
+    is served on an event loop; one that has a thread to itself neither waits for a loop nor
+    holds one.
     """
 
     backend: str = "off"
@@ -28,6 +30,7 @@ class Measures:
     disk_bytes: bool = False
     faults: bool = False
     processes: bool = False
+    loop: bool = True
 
 
 OFF = Measures()

@@ -69,12 +69,12 @@ class KernelStats(StatsBlock):
     @property
     def loop_wait_ns(self) -> int | None:
         """Ready to run while something else held the event loop: the part that is certain."""
-        return self._ledger(layout.LOOP_WAIT_MIN_NS)
+        return self._of_loop(layout.LOOP_WAIT_MIN_NS)
 
     @property
     def loop_wait_max_ns(self) -> int | None:
         """The most that ``loop_wait_ns`` can have been; equal when it is exact."""
-        return self._ledger(layout.LOOP_WAIT_MAX_NS)
+        return self._of_loop(layout.LOOP_WAIT_MAX_NS)
 
     @property
     def loop_wait_exact(self) -> bool | None:
@@ -87,7 +87,7 @@ class KernelStats(StatsBlock):
     @property
     def loop_block_max_ns(self) -> int | None:
         """The longest step in which this request held the event loop."""
-        return self._ledger(layout.LOOP_BLOCK_MAX_NS)
+        return self._of_loop(layout.LOOP_BLOCK_MAX_NS)
 
     @property
     def nested_ns(self) -> int | None:
@@ -97,8 +97,8 @@ class KernelStats(StatsBlock):
     @property
     def suspended_ns(self) -> int | None:
         """Awaiting, with nothing ready."""
-        gap, wait = self._ledger(layout.GAP_NS), self._ledger(layout.LOOP_WAIT_MIN_NS)
-        return None if gap is None or wait is None else gap - wait
+        gap = self._ledger(layout.GAP_NS)
+        return None if gap is None else gap - (self.loop_wait_ns or 0)
 
     # ---- threads that worked for the request ------------------------------------
 

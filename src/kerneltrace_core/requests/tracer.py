@@ -7,7 +7,8 @@ import os
 import sys
 import threading
 import time
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar, TypeVar
 
 from kerneltrace_core.errors import KernelTraceError
 from kerneltrace_core.requests import engine, layout, readiness
@@ -23,6 +24,8 @@ from kerneltrace_core.requests.triosteps import TrioTasks
 __all__ = ["RequestTracer"]
 
 logger = logging.getLogger("kerneltrace")
+
+Stats = TypeVar("Stats", bound=KernelStats)
 
 LEDGER_WORDS = layout.BLOCK_WORDS - layout.SLOT_WORDS
 
@@ -54,6 +57,7 @@ class RequestTracer:
         self._region: engine.Region | None = None
         self._seats: ThreadSeats | None = None
         self._measures: Measures = OFF
+        self._measures_off_loop: Measures = OFF
         self._tasks = LoopTasks()
         self._trio = TrioTasks()
         self._handover = Handover(self._tasks.adopt)
@@ -134,6 +138,7 @@ class RequestTracer:
         seats.region = region
         self._backend, self._region, self._seats = backend, region, seats
         self._measures = backend.measures()
+        self._measures_off_loop = replace(self._measures, loop=False)
         self._started_ns = time.monotonic_ns()
         self._handover.install()
         self.ready = True
@@ -170,7 +175,7 @@ class RequestTracer:
             if self._backend is not None:
                 self._backend.close()
             self._backend = self._region = self._seats = None
-            self._measures = OFF
+            self._measures = self._measures_off_loop = OFF
 
     # ---- requests -------------------------------------------------------------------
 
@@ -187,15 +192,21 @@ class RequestTracer:
             return
         self._tasks.adopt(loop)
 
-    def open(self) -> KernelStats:
-        """Begin a request: its stats are live until ``finish``.
+    def open(
+        self,
+        kind: type[Stats] = KernelStats,  # type: ignore[assignment]
+        *,
+        loop: bool = True,
+    ) -> Stats:
+        """Begin a request: its stats, of a class of the caller's, are live until ``finish``.
 
+        ``loop=False``: it has a thread to itself, so that what concerns an event loop is None.
         When every slot is taken the request runs as ever and its stats say attribution "none".
         """
         region = self._region
         if region is None:
-            return KernelStats.off()
-        return KernelStats(region.open(), self._measures)
+            return kind.off()
+        return kind(region.open(), self._measures if loop else self._measures_off_loop)
 
     def finish(self, stats: KernelStats) -> None:
         """End a request; a second call does nothing."""
