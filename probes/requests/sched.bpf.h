@@ -35,6 +35,8 @@ static __always_inline int kt_switch(bool preempt, struct task_struct *prev,
 	task = kt_task_of(prev);
 	if (task) {
 		now = bpf_ktime_get_ns();
+		if (!cpu->process)
+			kt_switched_in_unseen(cpu, task, now);
 		kt_switch_out(cpu, task, prev, preempt || !prev_state, now);
 	}
 	task = kt_task_of(next);

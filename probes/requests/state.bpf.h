@@ -178,6 +178,16 @@ static __always_inline void kt_switch_in(struct kt_cpu *cpu, struct kt_task *tas
 		charge.thread->poll_sleep_ns = now;
 }
 
+/* The switch to this task was not seen. Who was preempted in user mode has run
+ * since nobody knows when: that counts as time on the CPU. */
+static __always_inline void kt_switched_in_unseen(struct kt_cpu *cpu, struct kt_task *task,
+						  __u64 now)
+{
+	bool known = task->enter_ns || task->cause != KT_CAUSE_PREEMPTED;
+
+	kt_switch_in(cpu, task, known ? now : task->off_ns);
+}
+
 /* Not inlined: it is hardly ever called. */
 static __noinline int kt_reload(struct kt_cpu *cpu)
 {
@@ -185,7 +195,7 @@ static __noinline int kt_reload(struct kt_cpu *cpu)
 
 	if (!cpu || !task)
 		return 0;
-	kt_switch_in(cpu, task, bpf_ktime_get_ns());
+	kt_switched_in_unseen(cpu, task, bpf_ktime_get_ns());
 	return 1;
 }
 
