@@ -17,14 +17,24 @@ __all__ = ["TrioTasks"]
 class _Steps:
     """Duck-typed trio.abc.Instrument: trio calls what is there."""
 
-    __slots__ = ("_before",)
+    __slots__ = ("_before", "_records")
 
     def __init__(self) -> None:
         self._before: Record | None = None
+        self._records: dict[Any, Record] = {}
+
+    def task_spawned(self, task: Any) -> None:
+        # What is current in the task later may be a request that it makes in process: when that
+        # ends in mid-step, the thread has to work for this one again.
+        record = task.context.get(current)
+        if record is not None and record.value:
+            self._records[task] = record
+
+    def task_exited(self, task: Any) -> None:
+        self._records.pop(task, None)
 
     def before_task_step(self, task: Any) -> None:
-        record = task.context.get(current)
-        self._before = push(record if record is not None and record.value else None)
+        self._before = push(self._records.get(task))
 
     def after_task_step(self, task: Any) -> None:  # noqa: ARG002 - trio's signature
         pop(self._before)
