@@ -28,10 +28,10 @@ async def kerneltrace_lifespan(app: Any = None, **options: Any) -> AsyncIterator
     where ``app`` has a state. ``options`` are the tracer's: enabled, required, backend, probes,
     syscalls; spell them out here or at the middleware, not in both places.
 
-    Raises OptionError for a bad option, and KernelTraceError with ``required=True`` when the
-    kernel cannot be traced; else falls back as the middleware does.
+    With ``required=True`` raises KernelTraceError when the kernel cannot be traced, and its kind
+    OptionError for a bad option; else falls back, or passes the option over, with one WARNING.
     """
-    boot = Boot(resolve(TracerOptions, options), options)
+    boot = Boot(resolve(TracerOptions, options, forgiving=True), options)
     tracer = await boot.now()
     state = getattr(app, "state", None)
     if state is not None:

@@ -32,7 +32,8 @@ class KernelTraceMiddleware:
     Inside a handler ``request.state.kerneltrace`` is the request's live KernelStats; at its end
     it is logged on ``kerneltrace.request``, given to ``on_request(scope, stats)`` and, when asked,
     sent as ``Server-Timing``. Put it outermost, but inside OpenTelemetry's. Keywords are the
-    fields of AsgiOptions; a wrong one raises OptionError here, and nothing else ever does.
+    fields of AsgiOptions. A wrong one is logged as a WARNING and passed over; with
+    ``required=True`` it raises OptionError, here.
 
     Tracing starts with the application's lifespan, or with the first request. Requests that come
     before it is ready are served untraced. With ``required=True`` they wait, and an application
@@ -41,7 +42,7 @@ class KernelTraceMiddleware:
 
     def __init__(self, app: ASGIApp, **options: Any) -> None:
         self.app = app
-        self.options = resolve(AsgiOptions, options)
+        self.options = resolve(AsgiOptions, options, forgiving=True)
         self._boot = Boot(self.options, options)
         self._report = RequestReport(self.options)
         self._skip = self.options.skip()

@@ -253,7 +253,7 @@ def test_a_required_tracer_that_fails_raises_into_the_lifespan(
 
 def test_the_block_takes_the_tracers_options_only(run: Run, tracer: FakeTracer) -> None:
     async def main() -> None:
-        async with kerneltrace_lifespan(sample_rate=0.5):
+        async with kerneltrace_lifespan(sample_rate=0.5, required=True):
             pytest.fail("must not get here")
 
     with pytest.raises(OptionError, match="'sample_rate': there is no such option"):

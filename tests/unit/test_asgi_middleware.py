@@ -390,9 +390,23 @@ def test_the_kill_switch_of_the_environment_beats_the_keyword(
     assert tracer.calls == []
 
 
-def test_a_bad_option_is_refused_where_it_is_written(tracer: FakeTracer) -> None:
+def test_a_bad_option_is_one_warning_and_the_application_serves(
+    run: Run, tracer: FakeTracer, caplog: pytest.LogCaptureFixture
+) -> None:
+    middleware = KernelTraceMiddleware(hello, sample_rat=0.25, slow_request_ms=7)
+
+    told = [record.getMessage() for record in caplog.records]
+    assert [text for text in told if "did you mean 'sample_rate'" in text] == told
+    assert len(told) == 1
+    assert (middleware.options.sample_rate, middleware.options.slow_request_ms) == (1.0, 7.0)
+    assert run(serve(middleware, http()))
+
+
+def test_a_bad_option_is_refused_where_it_is_written_if_tracing_is_required(
+    tracer: FakeTracer,
+) -> None:
     with pytest.raises(OptionError, match="did you mean 'sample_rate'"):
-        KernelTraceMiddleware(hello, sample_rat=1)
+        KernelTraceMiddleware(hello, sample_rat=1, required=True)
 
 
 def test_constructing_touches_no_tracer(tracer: FakeTracer) -> None:

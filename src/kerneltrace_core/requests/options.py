@@ -89,6 +89,8 @@ def resolve(
     keywords: Mapping[str, object] | None = None,
     settings: Mapping[str, object] | None = None,
     environ: Mapping[str, str] | None = None,
+    *,
+    forgiving: bool = False,
 ) -> Options:
     """Build ``options``, each value from the first of: ``keywords``, ``settings``, environment.
 
@@ -97,23 +99,30 @@ def resolve(
     ``KERNELTRACE_<NAME>``, empty ones count as unset. ``KERNELTRACE_ENABLED=0`` beats everything,
     and no other variable is then read.
 
-    Raises OptionError for a name or value in keywords or settings that does not exist: a bug of
-    the caller. What is wrong in the environment is an operator's slip, and must not end an
-    application that runs without tracing: it is logged once as a WARNING and passed over, unless
-    ``required`` is true; then it raises as well.
+    Raises OptionError for a name or value in keywords or settings that does not exist, unless
+    ``forgiving``. What is wrong in the environment is always forgiven. Forgiven is: logged once
+    as a WARNING and passed over, for an application that runs must not end because of its
+    tracing; but if ``required`` is true it raises as well.
     """
     kinds = _kinds(options)
     values: dict[str, Any] = {}
-    for key, value in (settings or {}).items():
-        name = _known(key, {name.upper(): name for name in kinds}, "KERNELTRACE setting")
-        values[name] = kinds[name].check(f"set KERNELTRACE setting {key}", value)
-    for key, value in (keywords or {}).items():
-        name = _known(key, {name: name for name in kinds}, "option")
-        values[name] = kinds[name].check(f"set option {name}", value)
+    slips: list[OptionError] = []
+    given = (
+        ("KERNELTRACE setting", {name.upper(): name for name in kinds}, settings or {}),
+        ("option", {name: name for name in kinds}, keywords or {}),
+    )
+    for what, names, source in given:
+        for key, value in source.items():
+            try:
+                name = _known(key, names, what)
+                values[name] = kinds[name].check(f"set {what} {key}", value)
+            except OptionError as error:
+                if not forgiving:
+                    raise
+                slips.append(error)
     environ = os.environ if environ is None else environ
     if WORDS.get(environ.get(PREFIX + "ENABLED", "").strip().lower()) is False:
         return options(**{**values, "enabled": False})
-    slips: list[OptionError] = []
     for variable, text in _ours(environ):
         try:
             found = _read_variable(variable, text, kinds)
