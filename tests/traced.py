@@ -51,7 +51,7 @@ def tracing(**options: Any) -> Iterator[RequestTracer]:
 async def serve(tracer: RequestTracer, handler: Handler) -> KernelStats:
     """Run a handler as a request of the running loop, as an integration does."""
     tracer.adopt_loop()
-    stats = tracer.open()
+    stats: KernelStats = tracer.open()
     assert stats.record is not None
     token = current.set(stats.record)
     try:

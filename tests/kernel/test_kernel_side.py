@@ -234,7 +234,7 @@ def test_a_compiled_part_of_another_version_is_refused(monkeypatch: pytest.Monke
 def test_a_request_that_is_open_when_tracing_stops_keeps_what_it_counted() -> None:
     async def main() -> KernelStats:
         with tracing() as tracer:
-            stats = tracer.open()
+            stats: KernelStats = tracer.open()
             assert stats.record is not None
 
             async def handler() -> None:
@@ -261,9 +261,9 @@ def test_a_request_that_is_open_when_tracing_stops_keeps_what_it_counted() -> No
 def test_a_request_opened_before_a_restart_does_not_disturb_the_ones_after() -> None:
     async def main() -> tuple[KernelStats, KernelStats]:
         with tracing() as first:
-            old = first.open()
+            old: KernelStats = first.open()
         with tracing() as second:
-            new = second.open()
+            new: KernelStats = second.open()
             assert old.record is not None
             assert new.record is not None
 

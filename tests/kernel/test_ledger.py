@@ -129,7 +129,7 @@ def test_a_live_ledger_sums_in_the_middle_of_a_step_too(tracer: RequestTracer) -
     seen: list[KernelStats] = []
 
     async def main() -> None:
-        stats = tracer.open()
+        stats: KernelStats = tracer.open()
         assert stats.record is not None
 
         async def handler() -> None:
