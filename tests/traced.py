@@ -180,3 +180,15 @@ def run_python(source: str, *arguments: str, before: tuple[str, ...] = (), **opt
     assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
     printed: str = done.stdout
     return printed
+
+
+def count_in_worker(times: int) -> int:
+    """Make so many system calls as a request of this process's own tracer; return its count."""
+    tracer = RequestTracer.shared(TracerOptions(backend="bpf", required=True))
+    tracer.start()
+
+    def work() -> None:
+        for _ in range(times):
+            os.getppid()
+
+    return calls_of(on_loop(tracer, work))["getppid"]
