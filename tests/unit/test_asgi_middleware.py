@@ -391,15 +391,21 @@ def test_the_kill_switch_of_the_environment_beats_the_keyword(
 
 
 def test_a_bad_option_is_one_warning_and_the_application_serves(
-    run: Run, tracer: FakeTracer, caplog: pytest.LogCaptureFixture
+    run: Run,
+    tracer: FakeTracer,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("kerneltrace_core.requests.options._complained", set())
+    sink = Sink()
     middleware = KernelTraceMiddleware(hello, sample_rat=0.25, slow_request_ms=7)
 
     told = [record.getMessage() for record in caplog.records]
     assert [text for text in told if "did you mean 'sample_rate'" in text] == told
     assert len(told) == 1
     assert (middleware.options.sample_rate, middleware.options.slow_request_ms) == (1.0, 7.0)
-    assert run(serve(middleware, http()))
+    run(serve(middleware, http(), sink))
+    assert sink.messages
 
 
 def test_a_bad_option_is_refused_where_it_is_written_if_tracing_is_required(
