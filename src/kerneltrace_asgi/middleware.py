@@ -14,10 +14,12 @@ from kerneltrace_asgi.route import route_of
 from kerneltrace_asgi.websocket import Connection
 from kerneltrace_core.exporters.report import RequestReport
 from kerneltrace_core.exporters.server_timing import server_timing
-from kerneltrace_core.requests import KernelStats, current, resolve
+from kerneltrace_core.requests import KernelStats, current, request_here, resolve
 
 if TYPE_CHECKING:
-    from kerneltrace_core.requests import RequestTracer
+    from contextvars import Token
+
+    from kerneltrace_core.requests import Record, RequestTracer
 
 __all__ = ["KernelTraceMiddleware"]
 
@@ -64,13 +66,15 @@ class KernelTraceMiddleware:
         if tracer is None or not tracer.ready:
             tracer = await self._start()
         if tracer is None or (self._skip is not None and self._skip(scope)):
-            stats = OFF
-        else:
-            tracer.adopt_loop()
-            stats = tracer.open()
+            _attach(scope, OFF)
+            serving = self.app(scope, receive, send)
+            await (serving if tracer is None else _apart(tracer, serving))
+            return
+        tracer.adopt_loop()
+        stats: KernelStats = tracer.open()
         _attach(scope, stats)
         record = stats.record
-        if tracer is None or record is None:
+        if record is None:  # stopped since, by another thread
             await self.app(scope, receive, send)
             return
         connection: Connection | None = None
@@ -95,11 +99,7 @@ class KernelTraceMiddleware:
             receive, traced_send = connection.receive, connection.send
         token = current.set(record)
         try:
-            serving = self.app(scope, receive, traced_send)
-            # Nearly always one already; ASGI promises no more than something to await.
-            if type(serving) is not CoroutineType and not isinstance(serving, Coroutine):
-                serving = _await(serving)
-            await record.step(serving)
+            await record.step(_coroutine(self.app(scope, receive, traced_send)))
         except BaseException as error:
             error_type = type(error).__name__
             # Whoever is outside answers an error that got here; a cancellation nobody does.
@@ -107,10 +107,7 @@ class KernelTraceMiddleware:
                 status_code = 500
             raise
         finally:
-            try:
-                current.reset(token)
-            except ValueError:  # another context: a server that resumes us elsewhere
-                current.set(None)
+            _reset(token)
             if connection is not None:
                 connection.finish()
             tracer.finish(stats)
@@ -151,8 +148,40 @@ def _attach(scope: Scope, stats: KernelStats) -> None:
         state[KEY] = stats
 
 
+async def _apart(tracer: RequestTracer, serving: Awaitable[None]) -> None:
+    """Serve a request that is passed over.
+
+    Inside another request (pipelined, or made in process) it has a record that is reported to
+    nobody: else its work would be the other's.
+    """
+    stats = tracer.open() if request_here() is not None else OFF
+    if stats.record is None:
+        await serving
+        return
+    token = current.set(stats.record)
+    try:
+        await stats.record.step(_coroutine(serving))
+    finally:
+        _reset(token)
+        tracer.finish(stats)
+
+
+def _coroutine(serving: Awaitable[None]) -> Coroutine[Any, Any, None]:
+    # Nearly always one already; ASGI promises no more than something to await.
+    if type(serving) is CoroutineType or isinstance(serving, Coroutine):
+        return serving
+    return _await(serving)
+
+
 async def _await(awaitable: Awaitable[None]) -> None:
     await awaitable
+
+
+def _reset(token: Token[Record | None]) -> None:
+    try:
+        current.reset(token)
+    except ValueError:  # another context: a server that resumes us elsewhere
+        current.set(None)
 
 
 async def _send_last(send: Send, message: Message, stats: KernelStats) -> None:

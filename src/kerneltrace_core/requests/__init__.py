@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from kerneltrace_core.requests.context import current
+from kerneltrace_core.requests.context import current, request_here
+from kerneltrace_core.requests.engine import Record
 from kerneltrace_core.requests.options import IntegrationOptions, TracerOptions, resolve
 from kerneltrace_core.requests.stats import CallStats, KernelStats
 from kerneltrace_core.requests.tracer import RequestTracer
@@ -11,8 +12,10 @@ __all__ = [
     "CallStats",
     "IntegrationOptions",
     "KernelStats",
+    "Record",
     "RequestTracer",
     "TracerOptions",
     "current",
+    "request_here",
     "resolve",
 ]
