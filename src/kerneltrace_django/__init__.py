@@ -1,0 +1,1 @@
+"""kerneltrace for Django: add this package to INSTALLED_APPS, and its middleware first of all."""
