@@ -33,6 +33,10 @@ struct files_struct {
 
 struct bpf_local_storage;
 
+struct sched_info { /* empty without CONFIG_SCHED_INFO */
+	unsigned long long run_delay;
+};
+
 struct task_struct {
 	unsigned int __state; /* 5.14, 2f064a59a11f: "state" before */
 	unsigned int in_iowait : 1;
@@ -40,6 +44,7 @@ struct task_struct {
 	__s32 tgid;
 	struct files_struct *files;
 	struct bpf_local_storage *bpf_storage; /* 5.11 */
+	struct sched_info sched_info;
 };
 
 struct bvec_iter {

@@ -17,6 +17,7 @@ static __always_inline void kt_switch_out(struct kt_cpu *cpu, struct kt_task *ta
 	task->call = cpu->call;
 	task->socket = cpu->socket;
 	task->wake_ns = 0;
+	task->run_delay_ns = kt_run_delay(prev);
 	task->cause = runnable ? KT_CAUSE_PREEMPTED : kt_cause_of(prev);
 	task->off_ns = now;
 	if (region)
@@ -36,7 +37,7 @@ static __always_inline int kt_switch(bool preempt, struct task_struct *prev,
 	if (task) {
 		now = bpf_ktime_get_ns();
 		if (!cpu->process)
-			kt_switched_in_unseen(cpu, task, now);
+			kt_switched_in_unseen(cpu, prev, task, now);
 		kt_switch_out(cpu, task, prev, preempt || !prev_state, now);
 	}
 	task = kt_task_of(next);

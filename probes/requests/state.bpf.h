@@ -44,6 +44,7 @@ struct kt_task {
 	__u32 socket;
 	__u64 off_ns; /* switched out since; 0 while on a CPU */
 	__u64 wake_ns;
+	__u64 run_delay_ns; /* the scheduler's own sum of run queue time, then */
 	__u32 cause;
 	__u32 pad;
 };
@@ -178,24 +179,31 @@ static __always_inline void kt_switch_in(struct kt_cpu *cpu, struct kt_task *tas
 		charge.thread->poll_sleep_ns = now;
 }
 
-/* The switch to this task was not seen. Who was preempted in user mode has run
- * since nobody knows when: that counts as time on the CPU. */
-static __always_inline void kt_switched_in_unseen(struct kt_cpu *cpu, struct kt_task *task,
-						  __u64 now)
+static __always_inline __u64 kt_run_delay(struct task_struct *task)
 {
-	bool known = task->enter_ns || task->cause != KT_CAUSE_PREEMPTED;
+	return bpf_core_field_exists(task->sched_info.run_delay) ? task->sched_info.run_delay : 0;
+}
 
-	kt_switch_in(cpu, task, known ? now : task->off_ns);
+/* The switch to this task was not seen. The scheduler knows how long it waited
+ * for a CPU, so that tells when it was, unless the wake-up was not seen either. */
+static __always_inline void kt_switched_in_unseen(struct kt_cpu *cpu, struct task_struct *task,
+						  struct kt_task *state, __u64 now)
+{
+	__u64 runnable = state->cause == KT_CAUSE_PREEMPTED ? state->off_ns : state->wake_ns;
+	__u64 in = runnable + (kt_run_delay(task) - state->run_delay_ns);
+
+	kt_switch_in(cpu, state, runnable && in < now ? in : now);
 }
 
 /* Not inlined: it is hardly ever called. */
 static __noinline int kt_reload(struct kt_cpu *cpu)
 {
-	struct kt_task *task = kt_task_of(bpf_get_current_task_btf());
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct kt_task *state = kt_task_of(task);
 
-	if (!cpu || !task)
+	if (!cpu || !state)
 		return 0;
-	kt_switched_in_unseen(cpu, task, bpf_ktime_get_ns());
+	kt_switched_in_unseen(cpu, task, state, bpf_ktime_get_ns());
 	return 1;
 }
 
