@@ -103,6 +103,7 @@ class Abi3Wheel(bdist_wheel):
 STEP = Extension(
     "kerneltrace_core._native._step",
     sources=["src/kerneltrace_core/_native/_step.c"],
+    depends=sorted(map(str, Path("src/kerneltrace_core/_native/step").glob("*.h"))),
     define_macros=[("Py_LIMITED_API", "0x030a0000")],
     extra_compile_args=["-O2", "-Wall", "-Wextra"],
     py_limited_api=True,
