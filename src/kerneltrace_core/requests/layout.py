@@ -43,7 +43,7 @@ CALL_WORDS = 3
 CALLS = 96
 SLOT_WORDS = SLOT_BYTES // 8
 
-# After the slot's words in a block: what user space measured (see requests/pystep.py).
+# After the slot's words in a block: what user space measured (see requests/pyrecord.py).
 START_NS = SLOT_WORDS
 END_NS = SLOT_WORDS + 1
 RUN_NS = SLOT_WORDS + 2
