@@ -69,8 +69,11 @@ def compile_probes(folder: Path) -> None:
         refuse(f"no BPF target for machine {machine}")
     clang, strip = tool("clang"), tool("llvm-strip")
     multiarch = sysconfig.get_config_var("MULTIARCH") or f"{platform.machine()}-linux-gnu"
+    sources = sorted(PROBES.glob("*.bpf.c"))
+    if not sources:
+        raise SystemExit("build kerneltrace: no probes/*.bpf.c here: the source is incomplete")
     folder.mkdir(parents=True, exist_ok=True)
-    for source in sorted(PROBES.glob("*.bpf.c")):
+    for source in sources:
         target = folder / f"{source.name.removesuffix('.c')}.o"
         command = [clang, "-g", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"]
         command += ["-target", "bpf", "-mcpu=v3", f"-D__TARGET_ARCH_{TARGETS[machine]}"]

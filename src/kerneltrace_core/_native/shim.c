@@ -87,7 +87,7 @@ int kt_tracepoint_arguments(const struct btf *btf, const char *name)
 	if (id < 0)
 		return -ENOENT;
 	type = btf__type_by_id(btf, btf__type_by_id(btf, id)->type); /* pointer */
-	type = type ? btf__type_by_id(btf, type->type) : NULL;	     /* to function */
+	type = type ? btf__type_by_id(btf, type->type) : NULL;       /* to function */
 	if (!type || !btf_is_func_proto(type))
 		return -EINVAL;
 	return btf_vlen(type) - 1; /* the first is the tracepoint's private data */
