@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 
 __all__ = ["ready_at"]
@@ -24,7 +25,8 @@ def ready_at(coroutine: Any) -> int:
         if getattr(coroutine, "cr_code", None) is SLEEP:
             frame = coroutine.cr_frame
             handle = frame.f_locals.get(TIMER) if frame is not None else None
-            return int(handle.when() * 1e9) if isinstance(handle, asyncio.TimerHandle) else 0
+            when = handle.when() if isinstance(handle, asyncio.TimerHandle) else 0.0
+            return int(when * 1e9) if when < math.inf else 0  # anyio waits for ever by sleep(inf)
         names = (name for name in AWAITS if hasattr(coroutine, name))
         awaited = getattr(coroutine, next(names, AWAITS[0]), None)
         if awaited is None:
