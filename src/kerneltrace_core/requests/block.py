@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from struct import Struct
 from typing import TYPE_CHECKING, TypeVar
 
@@ -167,19 +166,27 @@ class StatsBlock:
         return None if causes is None else dict(zip(layout.CAUSES, causes, strict=True))
 
     def _on_cpu(self, run: int, bank: int) -> int | None:
-        blocked, queued = self._blocked_ns(bank), self._bank(bank, layout.RUN_QUEUE_NS)
+        # Of one moment: the difference of three that are not would be no time at all.
+        now = self._of_one_moment()
+        blocked, queued = now._blocked_ns(bank), now._bank(bank, layout.RUN_QUEUE_NS)
         if blocked is None or queued is None:
             return None
-        return max(0, self._word(run) - queued - blocked)
+        return max(0, now._word(run) - queued - blocked)
 
-    def _calls(self) -> list[tuple[int, int, int]] | None:
+    def _of_one_moment(self: Self) -> Self:
+        if self._block is not None:
+            return self
+        return self.of_block(self.block(), self._measures, self._phase)
+
+    def _calls(self) -> tuple[int, ...] | None:
+        """Return calls, errors and ns of each system call in turn."""
         if not self._measures.calls or not self._charged():
             return None
-        words = _CALLS(self.block(), layout.CALL * 8)
-        return list(zip(words[::3], words[1::3], words[2::3], strict=True))
+        return _CALLS(self.block(), layout.CALL * 8)
 
-    def _sum_calls(
-        self, indices: tuple[int, ...], of: Callable[[tuple[int, int, int]], int]
-    ) -> int | None:
-        calls = self._calls()
-        return None if calls is None else sum(of(calls[index]) for index in indices)
+    def _sum_calls(self, column: int, indices: tuple[int, ...] = ()) -> int | None:
+        words = self._calls()
+        if words is None:
+            return None
+        column_words = words[column :: layout.CALL_WORDS]
+        return sum(column_words[index] for index in indices) if indices else sum(column_words)

@@ -11,7 +11,8 @@ __all__ = ["FIELDS", "CallStats", "KernelStats"]
 
 OPEN_CALLS = tuple(layout.CALL_INDEX[name] for name in ("open", "openat", "openat2", "creat"))
 FSYNC_CALLS = tuple(layout.CALL_INDEX[name] for name in ("fsync", "fdatasync"))
-CONNECT_CALL = layout.CALL_INDEX["connect"]
+CONNECT_CALLS = (layout.CALL_INDEX["connect"],)
+CALLS, ERRORS, NS = range(layout.CALL_WORDS)
 EXACT_WITHIN_NS = 100_000
 
 
@@ -142,56 +143,58 @@ class KernelStats(StatsBlock):
     @property
     def syscalls(self) -> int | None:
         """System calls made."""
-        calls = self._calls()
-        return None if calls is None else sum(call[0] for call in calls)
+        return self._sum_calls(CALLS)
 
     @property
     def syscall_errors(self) -> int | None:
         """Those that failed."""
-        calls = self._calls()
-        return None if calls is None else sum(call[1] for call in calls)
+        return self._sum_calls(ERRORS)
 
     @property
     def syscall_ns(self) -> int | None:
         """Time from entry to exit, blocked time included; None in the mode ``count``."""
-        calls = self._calls() if self._measures.call_times else None
-        return None if calls is None else sum(call[2] for call in calls)
+        return self._sum_calls(NS) if self._measures.call_times else None
 
     @property
     def top_syscalls(self) -> list[CallStats] | None:
         """Each system call made, the one that took longest first (most often, if not timed)."""
-        calls = self._calls()
-        if calls is None:
+        words = self._calls()
+        if words is None:
             return None
         timed = self._measures.call_times
         made = [
-            CallStats(name, count, errors, ns if timed else None)
-            for name, (count, errors, ns) in zip(layout.CALL_NAMES, calls, strict=True)
-            if count
+            CallStats(
+                layout.CALL_NAMES[place // layout.CALL_WORDS],
+                words[place],
+                words[place + ERRORS],
+                words[place + NS] if timed else None,
+            )
+            for place in range(0, len(words), layout.CALL_WORDS)
+            if words[place]
         ]
         return sorted(made, key=lambda call: (call.ns or 0, call.calls), reverse=True)
 
     @property
     def opens(self) -> int | None:
         """Files opened; attempts that failed are in ``syscall_errors``."""
-        return self._sum_calls(OPEN_CALLS, lambda call: call[0] - call[1])
+        now = self._of_one_moment()
+        calls, errors = now._sum_calls(CALLS, OPEN_CALLS), now._sum_calls(ERRORS, OPEN_CALLS)
+        return None if calls is None or errors is None else calls - errors
 
     @property
     def fsyncs(self) -> int | None:
         """Calls of fsync and fdatasync."""
-        return self._sum_calls(FSYNC_CALLS, lambda call: call[0])
+        return self._sum_calls(CALLS, FSYNC_CALLS)
 
     @property
     def fsync_ns(self) -> int | None:
         """Time in them."""
-        if not self._measures.call_times:
-            return None
-        return self._sum_calls(FSYNC_CALLS, lambda call: call[2])
+        return self._sum_calls(NS, FSYNC_CALLS) if self._measures.call_times else None
 
     @property
     def connects(self) -> int | None:
         """Calls of connect, to any kind of address."""
-        return self._sum_calls((CONNECT_CALL,), lambda call: call[0])
+        return self._sum_calls(CALLS, CONNECT_CALLS)
 
     @property
     def execs(self) -> int | None:
@@ -278,9 +281,7 @@ class KernelStats(StatsBlock):
 
     def as_dict(self) -> dict[str, Any]:
         """Return every attribute by name, as of one moment."""
-        frozen = self
-        if self._block is None:
-            frozen = KernelStats.of_block(self.block(), self._measures, self._phase)
+        frozen = self._of_one_moment()
         return {name: getattr(frozen, name) for name in FIELDS}
 
     def __repr__(self) -> str:
