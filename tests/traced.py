@@ -27,6 +27,10 @@ EVERYTHING = KernelStats.of_block(
     b"", Measures("bpf", *(True for _ in fields(Measures) if _.name != "backend"))
 )
 
+# A context switch takes some microseconds itself, more on a busy machine; whether they belong to
+# the thread that goes or to the one that comes is answered differently by us and by the scheduler.
+SWITCH_NS = 25_000
+
 Serve = Callable[[RequestTracer, Callable[[], Any]], KernelStats]
 Handler = Callable[[], Coroutine[Any, Any, Any]]
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from kerneltrace_core.requests import KernelStats, RequestTracer
-from traced import NS_PER_MS, Meter, close_to, in_thread, on_loop, tracing, undisturbed
+from kerneltrace_core.requests import KernelStats, RequestTracer, layout
+from traced import NS_PER_MS, SWITCH_NS, Meter, close_to, in_thread, on_loop, tracing, undisturbed
 
 pytestmark = pytest.mark.kernel
 
@@ -223,7 +223,7 @@ def metered(
     serve(tracer, run)
 
 
-def agreeing(trial: Callable[[Meter], None]) -> Meter:
+def agreeing(bank: int, trial: Callable[[Meter], None]) -> Meter:
     """Repeat a trial until we and rusage count the same context switches.
 
     A switch may fall between the two readings of either end; then the next trial agrees.
@@ -232,7 +232,10 @@ def agreeing(trial: Callable[[Meter], None]) -> Meter:
     for _ in range(4):
         meter = Meter()
         trial(meter)
-        ours = meter.stats.ctx_voluntary, meter.stats.ctx_involuntary
+        # Of the measured thread alone: the loop's may wait for the GIL meanwhile.
+        ours = tuple(
+            meter.stats._bank(bank, word) for word in (layout.CTX_VOLUNTARY, layout.CTX_INVOLUNTARY)
+        )
         theirs = meter.voluntary, meter.involuntary
         if ours == theirs:
             return meter
@@ -307,7 +310,9 @@ def switch_often() -> None:
 def test_context_switches_are_those_that_rusage_counts(
     tracer: RequestTracer, serve: Callable[[RequestTracer, Work], KernelStats]
 ) -> None:
-    meter = agreeing(lambda meter: metered(serve, tracer, meter, switch_often))
+    meter = agreeing(
+        int(serve is in_thread), lambda meter: metered(serve, tracer, meter, switch_often)
+    )
 
     assert meter.voluntary >= 20
 
@@ -342,7 +347,7 @@ def test_waiting_for_a_cpu_beside_a_hog_is_run_queue_time(tracer: RequestTracer,
 
         (on_loop if bank == "loop" else in_thread)(tracer, work)
 
-    meter = agreeing(beside_a_hog)
+    meter = agreeing(int(bank == "threads"), beside_a_hog)
 
     ours = meter.stats
     queued = ours.run_queue_ns if bank == "loop" else ours.thread_run_queue_ns
@@ -350,6 +355,7 @@ def test_waiting_for_a_cpu_beside_a_hog_is_run_queue_time(tracer: RequestTracer,
     assert queued is not None
     assert on_cpu is not None
     assert meter.run_queue_ns > 10 * NS_PER_MS
-    assert close_to(queued, meter.run_queue_ns)
-    assert abs(on_cpu - meter.cpu_ns) <= max(200_000, meter.cpu_ns // 50)
+    slack = SWITCH_NS * (meter.voluntary + meter.involuntary)
+    assert abs(queued - meter.run_queue_ns) <= max(100_000, meter.run_queue_ns // 100) + slack
+    assert abs(on_cpu - meter.cpu_ns) <= max(200_000, meter.cpu_ns // 50) + slack
     assert ours.ctx_involuntary

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
+import threading
 from pathlib import Path
 
 import pytest
 
 from kerneltrace_core._native import lib
-from kerneltrace_core.requests import layout
+from kerneltrace_core.requests import engine, layout
 
 pytestmark = pytest.mark.kernel
 
@@ -114,9 +116,32 @@ def test_slots_that_nobody_owns_are_the_headers(header: str) -> None:
 
 
 def test_a_cell_is_built_as_the_header_says(header: str) -> None:
-    from kerneltrace_core.requests import pystep
+    shifts = {name: int(bits) for name, bits in re.findall(r"KT_CELL_(\w+)_SHIFT (\d+)", header)}
+    memory = bytearray(layout.SLOTS_OFFSET + 8 * layout.SLOT_BYTES)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    region = engine.Region(
+        memory,
+        address,
+        layout.THREADS,
+        8,
+        layout.SLOTS_OFFSET,
+        layout.SLOT_BYTES,
+        lambda: region.bind(1),
+    )
+    cells: list[int] = []
 
-    shifts = dict(re.findall(r"#define KT_CELL_(\w+)_SHIFT (\d+)", header))
+    def work() -> None:
+        before = engine.push(record)
+        cells.append(engine.read_cell())
+        engine.pop(before)
+        region.unbind()
 
-    assert 1 << int(shifts["BANK"]) == pystep.BANK
-    assert int(shifts["GENERATION"]) == 32
+    record = region.open()
+    work()  # here it is at home; elsewhere it is in the other bank
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+    generation = int.from_bytes(memory[layout.SLOTS_OFFSET + 2 * layout.SLOT_BYTES :][:4], "little")
+    assert cells[0] == 2 | generation << shifts["GENERATION"]
+    assert cells[1] == cells[0] | 1 << shifts["BANK"]
