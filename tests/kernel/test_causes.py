@@ -166,10 +166,10 @@ def wait_pipe(stack: ExitStack, folder: Path) -> Work:
 
 def wait_full_pipe(stack: ExitStack, folder: Path) -> Work:
     reader, writer = os.pipe()
-    stack.callback(os.close, writer)
     os.write(writer, bytes(65536))
-    command = ["sh", "-c", "sleep 0.03; head -c 65536 >/dev/null"]
-    stack.enter_context(subprocess.Popen(command, stdin=reader))
+    # Reads until we close, so that nothing is ever written to nobody.
+    stack.enter_context(subprocess.Popen(["sh", "-c", "sleep 0.03; cat >/dev/null"], stdin=reader))
+    stack.callback(os.close, writer)
     os.close(reader)
     return lambda: os.write(writer, b"x")
 
