@@ -20,6 +20,7 @@ header() { printf '#include <%s>\n' "$1" | cc -E -xc -; }
 versioned() { program "$1" || ls "/usr/bin/$1"-[0-9]*; }
 file() { [ -e "$1" ]; }
 python_can() { "$PYTHON" -c "$1"; }
+postgresql() { program initdb || ls /usr/lib/postgresql/*/bin/initdb; }
 virtiofsd() { file /usr/libexec/virtiofsd || file /usr/lib/qemu/virtiofsd; }
 
 for purpose in "$@"; do
@@ -39,8 +40,11 @@ assert (pathlib.Path(sysconfig.get_path("include")) / "Python.h").exists()'
 		;;
 	test)
 		need bpftool program bpftool
+		need chromium program chromium
+		need chromium-driver program chromedriver
 		need iproute2 program ip
 		need libcap2-bin program setcap
+		need postgresql postgresql
 		need strace program strace
 		need util-linux program setpriv
 		need wrk program wrk
