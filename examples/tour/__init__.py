@@ -1,0 +1,1 @@
+"""What `make demo` is made of: the application as a child, its traffic, and three pictures."""
