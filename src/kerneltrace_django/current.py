@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kerneltrace_core.requests import KernelStats
-from kerneltrace_core.requests.context import request_here
+from kerneltrace_core.requests import KernelStats, request_here
 from kerneltrace_core.requests.measures import OFF, Measures
 
 __all__ = ["RequestStats", "current_stats"]

@@ -8,7 +8,7 @@ from typing import Any
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 
 from kerneltrace_core.exporters.server_timing import server_timing
-from kerneltrace_core.requests import current
+from kerneltrace_core.requests import current, request_here
 from kerneltrace_core.requests.engine import pop, push
 from kerneltrace_django.current import RequestStats
 from kerneltrace_django.streaming import follow
@@ -95,22 +95,28 @@ class KernelTraceMiddleware:
         request._kerneltrace_error = type(exception).__name__
 
     def _open(self, plan: Tracing, tracer: Any, request: Any, *, loop: bool) -> Traced | None:
-        if tracer is None or (plan.skip is not None and plan.skip(request)):
+        skipped = tracer is None or (plan.skip is not None and plan.skip(request))
+        # Inside another request (a test client, a call in process) even one that is passed over
+        # has a record, which is reported to nobody: else its work would be the other's.
+        if tracer is None or (skipped and request_here() is None):
             request.kerneltrace = OFF
             return None
-        traced = Traced(plan, tracer, type(self), request, loop=loop)
-        request.kerneltrace = traced.stats
+        traced = Traced(plan, tracer, type(self), request, loop=loop, told=not skipped)
+        request.kerneltrace = OFF if skipped else traced.stats
         return traced
 
     def _answer(self, plan: Tracing, traced: Traced, response: Any) -> Any:
-        request = traced.request
-        traced.status_code = response.status_code
-        if response.status_code >= 500:
-            traced.error_type = getattr(request, "_kerneltrace_error", None)
-        if plan.timing is not None and plan.timing(request):
-            _add_server_timing(response, traced.stats)
-        if not (getattr(response, "streaming", False) and follow(response, traced)):
-            traced.end()
+        request, followed = traced.request, False
+        try:
+            traced.status_code = response.status_code
+            if response.status_code >= 500:
+                traced.error_type = getattr(request, "_kerneltrace_error", None)
+            if plan.timing is not None and plan.timing(request):
+                _add_server_timing(response, traced.stats)
+            followed = response.streaming and follow(response, traced)
+        finally:
+            if not followed:
+                traced.end()
         return response
 
     def _inside(self, request: Any, response: Any) -> Any:

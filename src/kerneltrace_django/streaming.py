@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Iterator
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextvars import copy_context
 from functools import partial
 from typing import Any
 
@@ -57,8 +59,11 @@ class Parts:
             raise
 
     def close(self) -> None:
-        """End the request; its own closers ran before."""
+        """End the request; what the view left to be closed was closed before."""
         self._traced.end()
+
+    # Dropped and not closed: by a server that was cancelled.
+    __del__ = close
 
 
 class AsyncParts:
@@ -67,67 +72,93 @@ class AsyncParts:
     def __init__(self, parts: AsyncIterator[Any], traced: Traced) -> None:
         self._parts = parts
         self._traced = traced
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._pending = True
+        self._cleanup: Cleanup | None = None
 
     def __aiter__(self) -> AsyncParts:
         return self
 
     async def __anext__(self) -> Any:
-        if self._loop is None:
-            # Under WSGI this is a loop of its own, which nobody has seen before.
-            self._loop = asyncio.get_running_loop()
-            self._traced.tracer.adopt_loop()
         try:
-            return await self._step(self._parts.__anext__())
+            part = self._begin() if self._cleanup is None else self._parts.__anext__()
+            return await step(self._traced, part)
         except StopAsyncIteration:
-            self._pending = False
             self._traced.end()
             raise
         except BaseException as error:
-            self._pending = False
             self._traced.end(error)
             raise
 
-    async def _step(self, awaitable: Awaitable[Any]) -> Any:
-        record = self._traced.record
-        if record is None or not record.value:
-            return await awaitable
-        token = current.set(record)
+    def _begin(self) -> Awaitable[Any]:
+        # Under WSGI the loop is one of its own, which nobody has seen before.
+        self._traced.tracer.adopt_loop()
+        self._cleanup = Cleanup(self._traced)
+        hooks = sys.get_asyncgen_hooks()
+        # A generator takes the finalizer of its first step. The loop's would run its finally as
+        # whichever request happens to be current when it is dropped.
+        sys.set_asyncgen_hooks(finalizer=self._cleanup)
         try:
-            return await record.step(
-                awaitable if hasattr(awaitable, "send") else _coroutine(awaitable)
-            )
+            return self._parts.__anext__()
         finally:
-            reset(token)
+            sys.set_asyncgen_hooks(*hooks)
 
     def close(self) -> None:
         """End the request; content that was left in the middle is closed on its loop before."""
-        aclose = getattr(self._parts, "aclose", None)
-        pending, self._pending = self._pending, False
-        loop = self._loop
-        if pending and loop is not None and aclose is not None and loop.is_running():
-            try:
-                loop.call_soon_threadsafe(self._close_soon, loop, aclose)
-            except RuntimeError:  # the loop was closed meanwhile
-                pass
-            else:
-                return
-        self._traced.end()
+        if self._cleanup is None:
+            self._traced.end()
+        else:
+            self._cleanup(self._parts)
 
-    def __del__(self) -> None:
-        # As for an asynchronous generator that is dropped: its finally runs on the loop.
-        if getattr(self, "_pending", False) and self._loop is not None:
-            self.close()
+    __del__ = close
 
-    def _close_soon(self, loop: asyncio.AbstractEventLoop, aclose: Any) -> None:
-        loop.create_task(self._close(aclose))
 
-    async def _close(self, aclose: Any) -> None:
+class Cleanup:
+    """Close asynchronous content that was left in the middle, on its loop and for its request.
+
+    Knows nothing of the content itself, which knows this: else only the collector of garbage
+    would ever free it. May be called on any thread, and more than once.
+    """
+
+    def __init__(self, traced: Traced) -> None:
+        self._traced = traced
+        self._loop = asyncio.get_running_loop()
+        self._context = copy_context()
+        self._begun = False
+
+    def __call__(self, parts: Any) -> None:
+        """Begin to close ``parts``; the request ends with that."""
+        aclose = getattr(parts, "aclose", None)
+        if self._traced.ended or self._begun or aclose is None or not self._loop.is_running():
+            if not self._begun:
+                self._traced.end()
+            return
+        self._begun = True
         try:
-            await self._step(aclose())
+            self._loop.call_soon_threadsafe(self._start, aclose, context=self._context)
+        except RuntimeError:  # the loop was closed meanwhile
+            self._traced.end()
+
+    def _start(self, aclose: Callable[[], Any]) -> None:
+        self._task = self._loop.create_task(self._close(aclose))
+
+    async def _close(self, aclose: Callable[[], Any]) -> None:
+        try:
+            await step(self._traced, aclose())
+        except RuntimeError:
+            pass  # a generator that somebody else closes already
         finally:
             self._traced.end()
+
+
+async def step(traced: Traced, awaitable: Awaitable[Any]) -> Any:
+    """Await as the request, whichever loop and thread this is."""
+    record = traced.record
+    if record is None or not record.value:
+        return await awaitable
+    token = current.set(record)
+    try:
+        return await record.step(awaitable if hasattr(awaitable, "send") else _coroutine(awaitable))
+    finally:
+        reset(token)
 
 
 async def _coroutine(awaitable: Awaitable[Any]) -> Any:

@@ -13,8 +13,7 @@ from kerneltrace_django.signals import event_loop_blocked, kernel_request_finish
 if TYPE_CHECKING:
     from contextvars import Token
 
-    from kerneltrace_core.requests import RequestTracer
-    from kerneltrace_core.requests.pystep import Record
+    from kerneltrace_core.requests import Record, RequestTracer
     from kerneltrace_django.tracing import Tracing
 
 __all__ = ["Traced", "reset", "route_of"]
@@ -25,12 +24,19 @@ Result = TypeVar("Result")
 class Traced:
     """Hold a request's record until it is known to have ended.
 
-    ``loop``: its home is an event loop, and not a thread that it has to itself. ``end`` may come
-    from any thread, and more than once.
+    ``loop``: its home is an event loop, and not a thread that it has to itself. ``told``: somebody
+    may want to know. ``end`` may come from any thread, and more than once.
     """
 
     def __init__(
-        self, tracing: Tracing, tracer: RequestTracer, sender: type, request: Any, *, loop: bool
+        self,
+        tracing: Tracing,
+        tracer: RequestTracer,
+        sender: type,
+        request: Any,
+        *,
+        loop: bool,
+        told: bool = True,
     ) -> None:
         self.request = request
         self.tracer = tracer
@@ -40,8 +46,9 @@ class Traced:
         self.error_type: str | None = None
         self._tracing = tracing
         self._sender = sender
+        self._told = told
         self._open = [True]
-        if self.record is not None:
+        if self.record is not None and told:
             # A circle until the end, when the tracer takes the record out of the stats.
             self.record.info = self.stats
 
@@ -58,6 +65,11 @@ class Traced:
             pop(previous)
             reset(token)
 
+    @property
+    def ended(self) -> bool:
+        """Whether it has, or is about to."""
+        return not self._open
+
     def end(self, error: BaseException | None = None) -> None:
         """Close the record, and tell whoever wants to know; later calls do nothing."""
         try:
@@ -67,12 +79,8 @@ class Traced:
         if error is not None:
             self.error_type = type(error).__name__
         self.tracer.finish(self.stats)
-        self._tell()
-
-    def __del__(self) -> None:
-        # A response that was dropped and not closed: a server that was cancelled.
-        if getattr(self, "_open", None):
-            self.end()
+        if self._told:
+            self._tell()
 
     def _tell(self) -> None:
         report, request, stats = self._tracing.report, self.request, self.stats

@@ -4,32 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
-from django.http import FileResponse, HttpResponse, StreamingHttpResponse
-from django.test import override_settings
+from django.http import HttpResponse, StreamingHttpResponse
 from django.urls import path
 
-from django_site import MIDDLEWARE, configure
-from kerneltrace_core.requests import KernelStats, RequestTracer
-from kerneltrace_django.settings import options
-from kerneltrace_django.signals import kernel_request_finished
+from django_site import configure
+from integration.django_served import (
+    CHAINS,
+    Client,
+    call_wsgi,
+    read,
+    read_in_turns,
+    read_slowly,
+    reads,
+    settled,
+    site,
+)
+from kerneltrace_core.requests import KernelStats
 
 configure()
 
-BYTES = 512
+HERE = __name__
 PARTS = 3
 ADDED = 2  # reads by each middleware of the user
 
@@ -39,26 +44,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Unclosed file:ResourceWarning"),
     pytest.mark.deadline(180),
 ]
-
-ZERO = os.open("/dev/zero", os.O_RDONLY | os.O_CLOEXEC)
-
-
-def read(times: int) -> None:
-    for _ in range(times):
-        os.pread(ZERO, BYTES, 0)
-
-
-def read_slowly(times: int) -> None:
-    for _ in range(times):
-        os.pread(ZERO, BYTES, 0)
-        time.sleep(0.0002)
-
-
-async def read_in_turns(times: int) -> None:
-    for turn in range(times):
-        os.pread(ZERO, BYTES, 0)
-        await asyncio.sleep(0 if turn % 3 else 0.0005)
-
 
 # ---- views: each does n reads, in its own way --------------------------------------------
 
@@ -226,50 +211,6 @@ urlpatterns = [
 ]
 
 
-# ---- middleware of the user's -------------------------------------------------------------
-
-
-def sync_only(get_response: Any) -> Any:
-    """Be what most middleware is: nothing says that it could be async."""
-
-    def middleware(request: Any) -> Any:
-        read(1)
-        response = get_response(request)
-        read(1)
-        return response
-
-    return middleware
-
-
-class AsyncOnly:
-    sync_capable = False
-    async_capable = True
-
-    def __init__(self, get_response: Any) -> None:
-        from asgiref.sync import markcoroutinefunction
-
-        self.get_response = get_response
-        markcoroutinefunction(self)
-
-    async def __call__(self, request: Any) -> Any:
-        read(1)
-        response = await self.get_response(request)
-        await read_in_turns(1)
-        return response
-
-
-HERE = __name__
-CHAINS = {
-    "alone": ([], []),
-    "sync_only_inside": ([], [f"{HERE}.sync_only"]),
-    "sync_only_outside": ([f"{HERE}.sync_only"], []),
-    "async_only_inside": ([], [f"{HERE}.AsyncOnly"]),
-    "async_around_sync": ([f"{HERE}.AsyncOnly"], [f"{HERE}.sync_only"]),
-    "sync_around_async": ([f"{HERE}.sync_only"], [f"{HERE}.AsyncOnly"]),
-    "back_and_forth": ([], [f"{HERE}.AsyncOnly", f"{HERE}.sync_only", f"{HERE}.AsyncOnly"]),
-}
-
-
 # ---- how they are served, and what came of it ------------------------------------------------
 
 
@@ -282,27 +223,13 @@ def _traced(require: Callable[..., None]) -> Iterator[None]:
 
 
 @contextmanager
-def site(outside: list[str], inside: list[str]) -> Iterator[dict[str, KernelStats]]:
-    """Set the site up, and collect the stats of each finished request by its path."""
-    finished: dict[str, KernelStats] = {}
-
-    def collect(sender: Any, request: Any, stats: KernelStats, **_: Any) -> None:
-        assert request.path not in finished, "finished twice"
-        finished[request.path] = stats
-
-    chain = [*outside, MIDDLEWARE, *inside]
-    kernel_request_finished.connect(collect)
+def failing(url: str) -> Iterator[None]:
+    """Let the error of a view's content pass that is there to fail."""
     try:
-        with override_settings(
-            ROOT_URLCONF=HERE, MIDDLEWARE=chain, KERNELTRACE={"REQUIRED": True, "BACKEND": "bpf"}
-        ):
-            tracer = RequestTracer.shared(options().tracer)
-            try:
-                yield finished
-            finally:
-                tracer.stop()
-    finally:
-        kernel_request_finished.disconnect(collect)
+        yield
+    except KeyError:
+        if not WAYS[url.split("/")[1]].fails:
+            raise
 
 
 def plan(count: int, names: list[str], inside: list[str]) -> dict[str, int]:
@@ -316,70 +243,13 @@ def plan(count: int, names: list[str], inside: list[str]) -> dict[str, int]:
     return paths
 
 
-def reads(stats: KernelStats) -> int:
-    """Return how many reads of ours were charged: nothing else here makes this system call."""
-    assert stats.attribution == "exact"
-    calls = {call.name: call.calls for call in stats.top_syscalls or ()}
-    times = calls.get("pread64", 0)
-    # glibc reads the number of CPUs with a thread's first allocation.
-    assert 0 <= (stats.read_bytes or 0) - times * BYTES <= 8 * (stats.threads or 0) or times == 0
-    return times
-
-
 def wrong(expected: dict[str, int], finished: dict[str, KernelStats]) -> dict[str, Any]:
     got = {each: reads(stats) for each, stats in finished.items()}
     return {
-        each: (number, got.get(each)) for each, number in expected.items() if got.get(each) != number
+        each: (number, got.get(each))
+        for each, number in expected.items()
+        if got.get(each) != number
     }
-
-
-class Client:
-    """An ASGI server of one request; ``leave_after`` so many body messages it disconnects."""
-
-    def __init__(self, app: Any, url: str, *, method: str = "GET", leave_after: int = -1) -> None:
-        self.app = app
-        self.scope = {
-            "type": "http",
-            "method": method,
-            "path": url,
-            "raw_path": url.encode(),
-            "query_string": b"",
-            "headers": [(b"host", b"x")],
-            "http_version": "1.1",
-            "scheme": "http",
-            "server": ("127.0.0.1", 80),
-            "client": ("127.0.0.1", 1),
-            "asgi": {"version": "3.0"},
-        }
-        self.leave_after = leave_after
-        self.bodies = 0
-        self.asked = False
-        self.left = asyncio.Event()
-        self.status = 0
-
-    async def receive(self) -> dict[str, Any]:
-        if not self.asked:
-            self.asked = True
-            return {"type": "http.request", "body": b"", "more_body": False}
-        await self.left.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(self, message: dict[str, Any]) -> None:
-        self.status = message.get("status", self.status)
-        if message["type"] == "http.response.body":
-            self.bodies += 1
-        if self.bodies == self.leave_after:
-            self.left.set()
-            await asyncio.sleep(3600)
-        await asyncio.sleep(0)
-
-    async def serve(self) -> int:
-        try:
-            await self.app(self.scope, self.receive, self.send)
-        except KeyError:
-            if not WAYS[self.scope["path"].split("/")[1]].fails:
-                raise
-        return self.status
 
 
 async def serve_all(urls: list[str], concurrency: int) -> None:
@@ -388,42 +258,11 @@ async def serve_all(urls: list[str], concurrency: int) -> None:
 
     async def one(url: str) -> None:
         async with gate:
-            await Client(app, url).serve()
+            with failing(url):
+                await Client(app, url).serve()
 
     await asyncio.gather(*(one(url) for url in urls))
     await settled()
-
-
-async def settled() -> None:
-    """Let what was scheduled at the end of requests run."""
-    for _ in range(3):
-        await asyncio.sleep(0.001)
-
-
-def call_wsgi(app: Any, url: str, *, method: str = "GET", parts: int = -1) -> str:
-    """Serve a request as a WSGI server does; take only so many parts of its content."""
-    environ = {
-        "REQUEST_METHOD": method,
-        "PATH_INFO": url,
-        "SERVER_NAME": "x",
-        "SERVER_PORT": "80",
-        "SERVER_PROTOCOL": "HTTP/1.1",
-        "wsgi.input": BytesIO(),
-        "wsgi.url_scheme": "http",
-    }
-    status: list[str] = []
-    response = app(environ, lambda line, headers: status.append(line))
-    try:
-        content = iter(response) if parts else iter(())
-        for taken, _ in enumerate(content, 1):
-            if taken == parts:
-                break
-    except KeyError:
-        if not WAYS[url.split("/")[1]].fails:
-            raise
-    finally:
-        response.close()
-    return status[0]
 
 
 @pytest.mark.parametrize("concurrency", [1, 64, 240])
@@ -432,7 +271,7 @@ def test_under_asgi_each_request_has_its_own_reads(chain: str, concurrency: int)
     outside, inside = CHAINS[chain]
     expected = plan(max(concurrency, 2 * len(WAYS)), list(WAYS), inside)
 
-    with site(outside, inside) as finished:
+    with site(outside, inside, HERE) as finished:
         # What Python imports and looks up but once is read by the first to come.
         asyncio.run(serve_all(list(plan(len(WAYS), list(WAYS), [])), 1))
         finished.clear()
@@ -442,6 +281,11 @@ def test_under_asgi_each_request_has_its_own_reads(chain: str, concurrency: int)
     assert len(finished) == len(expected)
 
 
+def call(app: Any, url: str) -> None:
+    with failing(url):
+        call_wsgi(app, url)
+
+
 @pytest.mark.parametrize("concurrency", [1, 8, 64])
 @pytest.mark.parametrize("chain", ["alone", "sync_only_inside", "async_only_inside"])
 def test_under_wsgi_each_request_has_its_own_reads(chain: str, concurrency: int) -> None:
@@ -449,13 +293,13 @@ def test_under_wsgi_each_request_has_its_own_reads(chain: str, concurrency: int)
     names = [name for name, each in WAYS.items() if each.wsgi]
     expected = plan(max(concurrency, 2 * len(names)), names, inside)
 
-    with site(outside, inside) as finished:
+    with site(outside, inside, HERE) as finished:
         app = WSGIHandler()
         for url in plan(len(names), names, []):
-            call_wsgi(app, url)
+            call(app, url)
         finished.clear()
         with ThreadPoolExecutor(concurrency) as server:
-            list(server.map(lambda url: call_wsgi(app, url), expected))
+            list(server.map(lambda url: call(app, url), expected))
 
     assert wrong(expected, finished) == {}
     assert len(finished) == len(expected)

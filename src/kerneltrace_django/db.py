@@ -1,0 +1,143 @@
+"""Database work: what each request spent on its connection's socket or SQLite file, by alias."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from struct import Struct
+from typing import Any, NamedTuple
+
+from django.db import connections
+from django.db.backends.signals import connection_created
+
+from kerneltrace_core.requests import layout
+from kerneltrace_core.requests.engine import current, read_cell
+from kerneltrace_django.current import RequestStats
+
+__all__ = ["DatabaseStats", "DatabaseWork", "connect", "follow", "measure"]
+
+# A futex is not among them: inside a query that is the interpreter's lock on the way back. A
+# lock on an SQLite file is waited for by sleeping.
+CAUSES = ("disk", "net", "sleep", "poll", "fault", "other")
+BANK_BIT = 31
+
+# read, written, received, sent: neighbours in the layout
+_BYTES = Struct("<4Q").unpack_from
+_BLOCKED = Struct(f"<{len(layout.CAUSES)}Q").unpack_from
+_INDICES = tuple(layout.CAUSES.index(cause) for cause in CAUSES)
+
+
+class DatabaseStats(NamedTuple):
+    """What a request's queries on one database cost; what cannot be measured is None.
+
+    ``queries``: calls of execute and executemany, of BEGIN and savepoints as well. The rest is
+    what happened inside them: time blocked, whatever for but a lock between threads; bytes
+    received and sent on sockets; bytes read and written on anything else. Not in it: connecting,
+    COMMIT where the driver does it without a query, and rows that are fetched later (SQLite's
+    after the first, server-side cursors').
+    """
+
+    queries: int = 0
+    blocked_ns: int | None = 0
+    rx_bytes: int | None = 0
+    tx_bytes: int | None = 0
+    read_bytes: int | None = 0
+    write_bytes: int | None = 0
+
+
+class DatabaseWork(dict[str, DatabaseStats]):
+    """The DatabaseStats of a request by alias. Thread-safe."""
+
+    def __init__(self, stats: RequestStats) -> None:
+        super().__init__()
+        self._lock = threading.Lock()
+        net, files = stats.net_rx_bytes is not None, stats.read_bytes is not None
+        known = (True, stats.blocked_by is not None, net, net, files, files)
+        self._zero = DatabaseStats(*(0 if each else None for each in known))  # type: ignore[arg-type]
+
+    def add(self, alias: str, before: bytes, after: bytes, bank: int) -> None:
+        """Add one query: two blocks of its record, and the bank of the thread that ran it."""
+        where = 8 * (layout.BANK + bank * layout.BANK_WORDS + layout.BLOCKED_NS)
+        waited, waiting = _BLOCKED(after, where), _BLOCKED(before, where)
+        blocked_ns = sum(waited[index] - waiting[index] for index in _INDICES)
+        moved = zip(_BYTES(after, layout.READ_BYTES * 8), _BYTES(before, layout.READ_BYTES * 8))
+        read, written, received, sent = (late - early for late, early in moved)
+        query = (1, blocked_ns, received, sent, read, written)
+        with self._lock:
+            total = self.get(alias, self._zero)
+            self[alias] = DatabaseStats(
+                *(
+                    None if sum_ is None else sum_ + more  # type: ignore[arg-type]
+                    for sum_, more in zip(total, query, strict=True)
+                )
+            )
+
+
+def measure(
+    execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: dict[str, Any]
+) -> Any:
+    """Run a query, and add what the kernel did meanwhile to the request it is made for.
+
+    Queries that run at the same time on other threads of one request share its counters: each
+    then counts what happened in all of them.
+    """
+    record = current()
+    stats = record.info if record is not None else None
+    if record is None or not isinstance(stats, RequestStats):
+        return execute(sql, params, many, context)
+    bank = read_cell() >> BANK_BIT & 1
+    try:
+        before = record.snapshot()
+    except ValueError:  # the request has ended, and this work goes on
+        return execute(sql, params, many, context)
+    try:
+        return execute(sql, params, many, context)
+    finally:
+        try:
+            after = record.snapshot()
+        except ValueError:
+            pass
+        else:
+            _work_of(stats).add(context["connection"].alias, before, after, bank)
+
+
+_lock = threading.Lock()
+_connected = False
+
+
+def _work_of(stats: RequestStats) -> DatabaseWork:
+    if stats.db is None:
+        work = DatabaseWork(stats)
+        with _lock:
+            if stats.db is None:
+                stats.db = work
+    found: DatabaseWork = stats.db
+    return found
+
+
+def follow(connection: Any, **_signal: Any) -> None:
+    """Measure the queries of a connection, once; a receiver of ``connection_created``.
+
+    As the outermost wrapper, and not through ``execute_wrapper``: connections are made inside
+    other people's wrappers, and those take the innermost away when they end.
+    """
+    if measure not in connection.execute_wrappers:
+        connection.execute_wrappers.insert(0, measure)
+
+
+def connect() -> None:
+    """Follow the connections there are on this thread, and every one that will be made."""
+    global _connected
+    connection_created.connect(follow, dispatch_uid="kerneltrace_django.db")
+    for connection in connections.all(initialized_only=True):
+        follow(connection)
+    if not _connected:
+        _connected = True
+        os.register_at_fork(after_in_child=_renew_lock)
+
+
+def _renew_lock() -> None:
+    # Another thread of the parent may have held it.
+    global _lock
+    _lock = threading.Lock()

@@ -1,0 +1,3 @@
+"""Management commands, for Django to find."""
+
+from __future__ import annotations
