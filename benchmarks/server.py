@@ -1,0 +1,187 @@
+"""How many requests per second a server keeps: uvicorn under wrk, all variants in one process."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from benchmarks import apps, fresh
+from benchmarks.machine import Solitude
+from benchmarks.rounds import Result, Samples, Size, Unavailable, ratios
+
+WRK = shutil.which("wrk") or ""
+CONNECTIONS = 16
+SECONDS = 1.0
+SERVERS = 3
+ROUNDS = 4
+WARM_UP_SECONDS = 0.5
+KEPT = 0.97
+START_SECONDS = 20.0
+# The one with the least to do, where tracing weighs most; and one as people run it.
+SETTINGS: dict[str, tuple[str, list[str]]] = {
+    "bare": ("Starlette, no access log", ["--no-access-log"]),
+    "usual": ("FastAPI, access log", []),
+}
+NAMES = {"plain": "plain", "traced": "kerneltrace", "otel": "OpenTelemetry"}
+VARIANTS = tuple(NAMES)
+RATE = re.compile(r"Requests/sec:\s+([\d.]+)")
+DONE = re.compile(r"(\d+) requests in")
+FAILED = re.compile(r"Non-2xx|Socket errors")
+
+
+class Server:
+    """uvicorn with one worker, on a CPU of its own where there are two."""
+
+    def __init__(self, backend: str, setting: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+        self.cpus = sorted(os.sched_getaffinity(0))
+        command = [sys.executable, "-m", "uvicorn", f"benchmarks.server_app:{setting}"]
+        command += ["--port", str(self.port), "--lifespan", "off"]
+        command += ["--loop", "uvloop", "--http", "httptools", *SETTINGS[setting][1]]
+        self._process = subprocess.Popen(
+            command,
+            env=fresh.environment(BENCH_BACKEND=backend),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.sched_setaffinity(self._process.pid, self.cpus[:1])
+
+    def wait(self) -> None:
+        """Return when it answers."""
+        end = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                self.get(f"/plain{apps.NEVER}")
+                return
+            except OSError:
+                if self._process.poll() is not None or time.monotonic() > end:
+                    raise Unavailable("uvicorn does not start") from None
+                time.sleep(0.05)
+
+    def get(self, path: str) -> bytes:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=START_SECONDS)
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().read()
+        finally:
+            connection.close()
+
+    def cpu_seconds(self) -> float:
+        """Return the CPU time that the server has used."""
+        stat = f"/proc/{self._process.pid}/schedstat"
+        with open(stat) as file:
+            return int(file.read().split()[0]) / 1e9
+
+    def load(self, variant: str, seconds: float) -> tuple[float, float]:
+        """Return requests per second, and us of the server's CPU time for each."""
+        cpu = self.cpus[-1]
+        url = f"http://127.0.0.1:{self.port}/{variant}{apps.NEVER}"
+        # wrk takes whole seconds; it ends in good order when interrupted.
+        command = [WRK, "-t1", f"-c{CONNECTIONS}", "-d60s", url]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        try:
+            os.sched_setaffinity(process.pid, [cpu])
+            before = self.cpu_seconds()
+            time.sleep(seconds)
+            process.send_signal(2)
+            text, _ = process.communicate(timeout=START_SECONDS)
+            used = self.cpu_seconds() - before
+        finally:
+            process.kill()
+            process.wait()
+        rate, done = RATE.search(text), DONE.search(text)
+        if rate is None or done is None or FAILED.search(text):
+            raise Unavailable(f"wrk: {text.strip()}")
+        return float(rate[1]), used / max(1, int(done[1])) * 1e6
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait(timeout=START_SECONDS)
+
+
+@contextmanager
+def _server(backend: str, setting: str) -> Iterator[Server]:
+    server = Server(backend, setting)
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.close()
+
+
+def _round(
+    server: Server, size: Size, alone: Solitude, order: list[str], seconds: float
+) -> Samples:
+    took: Samples = {}
+    for variant in order:
+        if variant == "traced":
+            state = json.loads(server.get("/tracing/on"))
+            if state["backend"] != size.backend:
+                raise Unavailable(f"backend {size.backend} does not start here (see make doctor)")
+        else:
+            alone.wait()
+        try:
+            rate, cpu_us = server.load(variant, seconds)
+        finally:
+            if variant == "traced":
+                server.get("/tracing/off")
+        took[f"{variant}_rate"], took[f"{variant}_cpu_us"] = [rate], [cpu_us]
+    return took
+
+
+def _samples(size: Size, setting: str) -> Samples:
+    samples: Samples = {}
+    alone = Solitude(size.patience)
+    seconds = SECONDS if size.scale > 0.1 else 0.1
+    for _ in range(size.times(SERVERS)):
+        with _server(size.backend, setting) as server:
+            for variant in VARIANTS:
+                _round(server, size, alone, [variant], WARM_UP_SECONDS * size.scale + 0.1)
+            for number in range(size.limit(ROUNDS)):
+                order = list(VARIANTS)[:: -1 if number % 2 else 1]
+                for name, values in _round(server, size, alone, order, seconds).items():
+                    samples.setdefault(name, []).extend(values)
+    return samples
+
+
+def run(size: Size) -> Result:
+    """Load plain, traced and OpenTelemetry in turn, with several servers one after the other."""
+    if not WRK or not hasattr(os, "sched_setaffinity"):
+        raise Unavailable("needs Linux and wrk")
+    result = Result()
+    for setting, (what, _) in SETTINGS.items():
+        samples = result.samples[setting] = _samples(size, setting)
+        for variant, label in NAMES.items():
+            name = f"{variant}_rate"
+            result.median(f"{setting}_{name}", f"{what}: {label}", samples[name], "requests/s")
+        for variant, budget in (("traced", KEPT), ("otel", None)):
+            result.median(
+                f"{setting}_{variant}_kept",
+                f"{what}: kept by {NAMES[variant]}",
+                ratios(samples, f"{variant}_rate", "plain_rate"),
+                "ratio",
+                budget=budget,
+                at_least=True,
+            )
+        label = f"{what}: CPU time of the server per request, plain"
+        result.median(f"{setting}_plain_cpu", label, samples["plain_cpu_us"], "us")
+        for variant in ("traced", "otel"):
+            label = f"{what}: the same, {NAMES[variant]}"
+            pair = (f"{variant}_cpu_us", "plain_cpu_us")
+            result.added(f"{setting}_{variant}_cpu", label, samples, pair, "us added")
+        # What wrk would see of a server that has its CPU to itself.
+        label = f"{what}: kept by kerneltrace, by CPU time"
+        kept = ratios(samples, "plain_cpu_us", "traced_cpu_us")
+        result.median(f"{setting}_traced_kept_cpu", label, kept, "ratio")
+    return result
