@@ -58,11 +58,14 @@ def held_by(process: Path) -> set[int]:
     """Return the ids of the programs that a process holds, /proc/PID given."""
     held: set[int] = set()
     try:
-        for entry in (process / "fdinfo").iterdir():
-            held |= parse_program_ids(entry.read_text().splitlines())
+        entries = list((process / "fdinfo").iterdir())
     except OSError:
-        # It has ended, or closed this descriptor, while we looked.
-        pass
+        return held  # it has ended while we looked
+    for entry in entries:
+        try:
+            held |= parse_program_ids(entry.read_text().splitlines())
+        except OSError:
+            continue  # closed while we looked
     return held
 
 

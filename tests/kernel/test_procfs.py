@@ -187,7 +187,6 @@ def test_the_ledger_sums_to_the_wall_time(tracer: RequestTracer) -> None:
         assert abs(sum(told[name] for name in threads) - told["thread_ns"]) <= BORDER_NS
 
 
-@pytest.mark.xfail(reason="a block is read without asking the sampler first", strict=False)
 def test_live_and_marked_stats_hold_what_was_done_in_the_running_step(
     tracer: RequestTracer, file: int
 ) -> None:

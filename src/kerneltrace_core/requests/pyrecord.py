@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from kerneltrace_core.requests.layout import DISK_WRITES, NET_TX_BYTES
 from kerneltrace_core.requests.pycoroutine import Step
-from kerneltrace_core.requests.pythreads import OFF_NS, POLL_NS, POLL_SLEEP_NS, Thread
+from kerneltrace_core.requests.pythreads import (
+    OFF_NS,
+    POLL_NS,
+    POLL_SLEEP_NS,
+    Thread,
+    this_thread,
+)
 
 if TYPE_CHECKING:
     from kerneltrace_core.requests.pyregion import Region
@@ -130,9 +136,14 @@ class Record:
         return (low if low < high else high), high
 
     def _block(self, final: bool) -> bytes:
+        region = self._region
+        # What a border would have told the sampler; it may even close the record.
+        if region.sampler is not None:
+            thread = this_thread()
+            if thread.owner is self:
+                thread.sample(region.sampler, monotonic_ns())
         if self._closed:
             raise ValueError("read record: it was closed before")
-        region = self._region
         if self._value and not region._forgotten:
             if final:
                 region._retire(self._value)

@@ -3,6 +3,8 @@
 #ifndef KT_STEP_RECORDS_H
 #define KT_STEP_RECORDS_H
 
+#include "callbacks.h"
+#include "clock.h"
 #include "ledger.h"
 #include "slots.h"
 #include "steps.h"
@@ -31,6 +33,9 @@ static PyObject *take_block(Record *r, bool final)
 	PyObject *block;
 	char *bytes;
 
+	/* What a border would have told the sampler; it may even close the record. */
+	if (here && here->owner == r)
+		sample(here, clock_ns());
 	if (r->closed) {
 		PyErr_SetString(PyExc_ValueError, "read record: it was closed before");
 		return NULL;
