@@ -56,6 +56,8 @@ def tier_of(nodeid: str) -> str | None:
 def pytest_configure(config: pytest.Config) -> None:
     """Begin to count."""
     config.stash[TIERS] = Tiers()
+    # A session inside a session has modules of its own: another's answers are of other classes.
+    ANSWERS.clear()
 
 
 @pytest.hookimpl(tryfirst=True)
