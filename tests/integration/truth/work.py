@@ -92,13 +92,12 @@ class Job:
 
     def calls(self) -> dict[str, int]:
         """Return how often each call was made for this job; opens succeeded, misses did not."""
-        started = self.done > 0
         return {
             READ_CALL: self.done,
             "pwrite64": self.done,
             "getppid": self.done,
-            "fsync": self.fsyncs if started else 0,
-            "sendmsg": 1 if started else 0,
+            "fsync": min(self.fsyncs, self.done),
+            "sendmsg": min(1, self.done),
             "opens": self.done,
             "misses": self.done,
         }
