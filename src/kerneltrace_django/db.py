@@ -18,7 +18,7 @@ from kerneltrace_django.current import RequestStats
 __all__ = ["DatabaseStats", "DatabaseWork", "connect", "follow", "measure"]
 
 # A futex is not among them: inside a query that is the interpreter's lock on the way back. A
-# lock on an SQLite file is waited for by sleeping.
+# lock on an SQLite file is waited for by sleeping. Without BPF every wait is "other".
 CAUSES = ("disk", "net", "sleep", "poll", "fault", "other")
 BANK_BIT = 31
 
@@ -53,7 +53,7 @@ class DatabaseWork(dict[str, DatabaseStats]):
         super().__init__()
         self._lock = threading.Lock()
         net, files = stats.net_rx_bytes is not None, stats.read_bytes is not None
-        known = (True, stats.blocked_by is not None, net, net, files, files)
+        known = (True, stats.blocked_ns is not None, net, net, files, files)
         self._zero = DatabaseStats(*(0 if each else None for each in known))  # type: ignore[arg-type]
 
     def add(self, alias: str, before: bytes, after: bytes, bank: int) -> None:
@@ -61,8 +61,8 @@ class DatabaseWork(dict[str, DatabaseStats]):
         where = 8 * (layout.BANK + bank * layout.BANK_WORDS + layout.BLOCKED_NS)
         waited, waiting = _BLOCKED(after, where), _BLOCKED(before, where)
         blocked_ns = sum(waited[index] - waiting[index] for index in _INDICES)
-        moved = zip(_BYTES(after, layout.READ_BYTES * 8), _BYTES(before, layout.READ_BYTES * 8))
-        read, written, received, sent = (late - early for late, early in moved)
+        moved, moving = (_BYTES(block, layout.READ_BYTES * 8) for block in (after, before))
+        read, written, received, sent = map(int.__sub__, moved, moving)
         query = (1, blocked_ns, received, sent, read, written)
         with self._lock:
             total = self.get(alias, self._zero)
