@@ -1,0 +1,7 @@
+"""The WSGI application of the served site."""
+
+from __future__ import annotations
+
+from integration.served.chains import Wsgi
+
+application = Wsgi()
