@@ -8,13 +8,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+import textwrap
 import time
 from collections.abc import Iterable
 
 from tour.child import EXAMPLES, application, free_port
 from tour.findings import findings
 from tour.ledger import ledger
-from tour.paint import bold
+from tour.paint import WIDTH, bold
 from tour.table import table
 from tour.traffic import MIX, Traffic
 
@@ -70,7 +71,7 @@ def demo(seconds: float) -> int:
         requests = asyncio.run(traffic.run(progress))
         progress.end()
     for line in child.notices:
-        print(f"  the application said: {line}")
+        print(textwrap.fill(f"the application said: {line}", WIDTH, initial_indent="  "))
     for line in traffic.failures[:5]:
         print(f"  failed: {line}")
     traced = [request for request in requests if request["attribution"] != "none"]
@@ -94,7 +95,10 @@ def serve(port: int) -> int:
         print(f"  curl -i http://127.0.0.1:{port}/{path}")
     print("Each response has a Server-Timing header, each request a log line below.\n", flush=True)
     with application("--port", str(port), "--log-config", log_config, quiet=False) as child:
-        return child.process.wait()
+        try:
+            return child.process.wait()
+        except KeyboardInterrupt:
+            return 0
 
 
 def main() -> int:

@@ -96,8 +96,8 @@ def kernel(request: Request) -> Iterator[str]:
     """Yield what was asked of the kernel; nothing of what the backend does not see."""
     counts = [f"{name} {request[field]}" for field, name in COUNTS if request[field]]
     moved = [f"{name} {size(request[field])}" for field, name in MOVED if request[field]]
-    yield ""
     if counts or moved:
+        yield ""
         yield "  " + ", ".join(counts + moved)
     calls = request["top_syscalls"]
     if not calls:
