@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from struct import pack
 from typing import Any
 
@@ -103,9 +104,9 @@ class FakeTracer:
     def adopt_loop(self) -> None:
         self.calls.append("adopt_loop")
 
-    def open(self) -> KernelStats:
+    def open(self, kind: Any = KernelStats, *, loop: bool = True) -> Any:
         self.calls.append("open")
-        return KernelStats(FakeRecord(value=2 + len(self.finished)), ALL)  # type: ignore[arg-type]
+        return kind(FakeRecord(value=2 + len(self.finished)), replace(ALL, loop=loop))
 
     def finish(self, stats: KernelStats) -> None:
         self.calls.append("finish")
