@@ -37,13 +37,17 @@ def span(request: Request) -> tuple[int, int]:
 
 
 def waited_for(holder: Request, requests: list[Request]) -> list[Request]:
-    """Return those that were under way meanwhile and certainly waited for the loop."""
+    """Return those that were under way meanwhile and certainly waited for the loop.
+
+    One that waited much longer than the holder held the loop waited for others as well: it is not
+    laid to the holder's charge.
+    """
     begin, end = span(holder)
     found = []
     for request in requests:
         first, last = span(request)
         meanwhile = first < end and last > begin and request is not holder
-        if meanwhile and request["loop_wait_ns"] >= WAITED_NS:
+        if meanwhile and WAITED_NS <= request["loop_wait_ns"] <= 1.2 * holder["loop_block_max_ns"]:
             found.append(request)
     return found
 
