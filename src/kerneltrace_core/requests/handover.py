@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from kerneltrace_core.requests.context import request_here
 from kerneltrace_core.requests.engine import pop, push
+from kerneltrace_core.requests.imports import ImportWatch
 
 if TYPE_CHECKING:
     from kerneltrace_core.requests.pystep import Record
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
 __all__ = ["Handover"]
 
 MARK = "__kerneltrace_wrapped__"
+# Libraries whose choke points are wrapped when, and if, they are imported.
+WATCHED = (
+    "anyio._backends._asyncio",
+    "asgiref.current_thread_executor",
+    "asgiref.sync",
+    "trio._core._thread_cache",
+)
 # A pool's thread serves many requests: it must not inherit the one that made the pool grow.
 POOL_THREAD_MODULES = frozenset(("anyio._backends._asyncio", "trio._core._thread_cache"))
 
@@ -116,17 +124,21 @@ def _main_wrap(adopt: Callable[[asyncio.AbstractEventLoop], None]) -> Any:
 class Handover:
     """The choke points where Python gives work to threads.
 
-    ``install`` may be called again, to catch libraries that were imported since; ``remove``
-    restores what is still ours. Class attributes are replaced, so ``from x import y`` copies of
-    functions are right as well. Not thread-safe: the tracer calls it under its lock.
+    ``remove`` restores what is still ours. Class attributes are replaced, so ``from x import y``
+    copies of functions are right as well. Not thread-safe: the tracer calls it under its lock.
     """
 
     def __init__(self, adopt: Callable[[asyncio.AbstractEventLoop], None]) -> None:
         self._adopt = adopt
         self._replaced: list[tuple[type, str, Any, Any]] = []
+        self._imports = ImportWatch(WATCHED, self._wrap)
 
     def install(self) -> None:
-        """Wrap every choke point whose library is imported and that is not wrapped yet."""
+        """Wrap every choke point, those of libraries that come later as they come."""
+        self._imports.install()
+        self._wrap()
+
+    def _wrap(self) -> None:
         self._replace(ThreadPoolExecutor, "submit", _executor_submit)
         self._replace(threading.Thread, "start", _thread_start)
         self._replace_in(
@@ -165,6 +177,7 @@ class Handover:
 
     def remove(self) -> None:
         """Put back what nobody has replaced since."""
+        self._imports.remove()
         while self._replaced:
             owner, name, before, after = self._replaced.pop()
             if owner.__dict__.get(name) is after:
