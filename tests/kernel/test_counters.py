@@ -94,6 +94,7 @@ def sockets(request: pytest.FixtureRequest) -> Iterator[tuple[socket.socket, soc
 # ---- system calls on files ----------------------------------------------------------------
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("serve", [on_loop, in_thread])
 @pytest.mark.parametrize("mode", ["time", "count"])
 def test_calls_errors_and_bytes_on_files_are_exact(
@@ -139,6 +140,7 @@ def test_calls_errors_and_bytes_on_files_are_exact(
     assert (stats.net_rx_bytes, stats.net_tx_bytes) == (0, 0)
 
 
+@pytest.mark.smoke
 def test_opens_count_what_was_opened_and_errors_what_was_not(
     tracer: RequestTracer, tmp_path: Path
 ) -> None:
@@ -278,6 +280,7 @@ def test_bytes_on_sockets_are_counted_apart_whatever_call_moves_them(
     assert calls_of(stats)["sendmmsg"] == calls_of(stats)["recvmmsg"] == 1
 
 
+@pytest.mark.smoke
 def test_files_and_sockets_do_not_mix(
     tracer: RequestTracer, sockets: tuple[socket.socket, socket.socket], file: int
 ) -> None:
@@ -362,6 +365,7 @@ def start_threads() -> None:
         thread.join()
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("work", "forks", "execs"),
     [
@@ -437,6 +441,7 @@ def test_direct_writes_and_reads_are_exact(
 # ---- faults -----------------------------------------------------------------------------------
 
 
+@pytest.mark.smoke
 def test_page_faults_are_those_that_rusage_counts(traced: Tracing, require: Require) -> None:
     require("tracepoint:page_fault_user")
     tracer = traced(probes=(*GROUPS, "faults"))
@@ -512,6 +517,7 @@ def test_without_syscalls_net_still_counts_bytes_where_the_kernel_tells(
     assert stats.read_bytes is None
 
 
+@pytest.mark.smoke
 def test_counted_calls_have_no_times(traced: Tracing, file: int) -> None:
     tracer = traced(syscalls="count")
 
