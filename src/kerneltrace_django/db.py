@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from functools import wraps
 from struct import Struct
 from typing import Any, NamedTuple
 
@@ -32,10 +33,10 @@ class DatabaseStats(NamedTuple):
     """What a request's queries on one database cost; what cannot be measured is None.
 
     ``queries``: calls of execute and executemany, of BEGIN and savepoints as well. The rest is
-    what happened inside them: time blocked, whatever for but a lock between threads; bytes
-    received and sent on sockets; bytes read and written on anything else. Not in it: connecting,
-    COMMIT where the driver does it without a query, and rows that are fetched later (SQLite's
-    after the first, server-side cursors').
+    what happened inside them, and inside commit and rollback: time blocked, whatever for but a
+    lock between threads; bytes received and sent on sockets; bytes read and written on anything
+    else. Not in it: connecting, and rows that are fetched later (SQLite's after the first,
+    server-side cursors').
     """
 
     queries: int = 0
@@ -56,20 +57,20 @@ class DatabaseWork(dict[str, DatabaseStats]):
         known = (True, stats.blocked_ns is not None, net, net, files, files)
         self._zero = DatabaseStats(*(0 if each else None for each in known))  # type: ignore[arg-type]
 
-    def add(self, alias: str, before: bytes, after: bytes, bank: int) -> None:
-        """Add one query: two blocks of its record, and the bank of the thread that ran it."""
+    def add(self, alias: str, queries: int, before: bytes, after: bytes, bank: int) -> None:
+        """Add what lies between two blocks, on a thread of that bank."""
         where = 8 * (layout.BANK + bank * layout.BANK_WORDS + layout.BLOCKED_NS)
         waited, waiting = _BLOCKED(after, where), _BLOCKED(before, where)
         blocked_ns = sum(waited[index] - waiting[index] for index in _INDICES)
         moved, moving = (_BYTES(block, layout.READ_BYTES * 8) for block in (after, before))
         read, written, received, sent = map(int.__sub__, moved, moving)
-        query = (1, blocked_ns, received, sent, read, written)
+        more = (queries, blocked_ns, received, sent, read, written)
         with self._lock:
             total = self.get(alias, self._zero)
             self[alias] = DatabaseStats(
                 *(
-                    None if sum_ is None else sum_ + more  # type: ignore[arg-type]
-                    for sum_, more in zip(total, query, strict=True)
+                    None if known is None else known + added  # type: ignore[arg-type]
+                    for known, added in zip(total, more, strict=True)
                 )
             )
 
@@ -82,24 +83,40 @@ def measure(
     Queries that run at the same time on other threads of one request share its counters: each
     then counts what happened in all of them.
     """
-    record = current()
-    stats = record.info if record is not None else None
-    if record is None or not isinstance(stats, RequestStats):
+    with Charged(context["connection"].alias, queries=1):
         return execute(sql, params, many, context)
-    bank = read_cell() >> BANK_BIT & 1
-    try:
-        before = record.snapshot()
-    except ValueError:  # the request has ended, and this work goes on
-        return execute(sql, params, many, context)
-    try:
-        return execute(sql, params, many, context)
-    finally:
+
+
+class Charged:
+    """Add what happens inside ``with`` to the request that this thread works for."""
+
+    __slots__ = ("_alias", "_before", "_queries", "_record")
+
+    def __init__(self, alias: str, *, queries: int) -> None:
+        self._alias = alias
+        self._queries = queries
+
+    def __enter__(self) -> None:
+        record = current()
+        if record is not None and not isinstance(record.info, RequestStats):
+            record = None
+        self._record = record
+        if record is not None:
+            try:
+                self._before = record.snapshot()
+            except ValueError:  # the request has ended, and this work goes on
+                self._record = None
+
+    def __exit__(self, *_error: object) -> None:
+        record = self._record
+        if record is None:
+            return
         try:
             after = record.snapshot()
         except ValueError:
-            pass
-        else:
-            _work_of(stats).add(context["connection"].alias, before, after, bank)
+            return
+        bank = read_cell() >> BANK_BIT & 1
+        _work_of(record.info).add(self._alias, self._queries, self._before, after, bank)
 
 
 _lock = threading.Lock()
@@ -124,6 +141,18 @@ def follow(connection: Any, **_signal: Any) -> None:
     """
     if measure not in connection.execute_wrappers:
         connection.execute_wrappers.insert(0, measure)
+        # Where a transaction waits for the disk, and no query to the driver.
+        connection.commit = _ended(connection.alias, connection.commit)
+        connection.rollback = _ended(connection.alias, connection.rollback)
+
+
+def _ended(alias: str, end: Callable[[], None]) -> Callable[[], None]:
+    @wraps(end)
+    def end_transaction() -> None:
+        with Charged(alias, queries=0):
+            end()
+
+    return end_transaction
 
 
 def connect() -> None:

@@ -173,6 +173,24 @@ def test_transactions_and_savepoints_count_what_django_executes(tracer: RequestT
     assert work(stats).queries == 4  # the driver commits without a query
 
 
+def test_a_commit_writes_and_waits_for_its_database(tracer: RequestTracer, tmp_path: Path) -> None:
+    with connections_to(default=sqlite_at(tmp_path / "a")) as each:
+        connection = each["default"]
+        run(connection, "CREATE TABLE t (n INTEGER, padding BLOB)")
+        with request_of(tracer) as stats, ThreadIo() as truth:
+            connection.set_autocommit(False)
+            run(connection, "INSERT INTO t VALUES (1, zeroblob(100000))")
+            before = work(stats)
+            connection.commit()
+            after = work(stats)
+
+    assert before.queries == after.queries
+    assert after.write_bytes == truth.write_bytes
+    assert truth.write_bytes > 100_000 > (before.write_bytes or 0)
+    if stats.fsync_ns:  # the file system may be one that never waits
+        assert (after.blocked_ns or 0) <= (stats.blocked_ns or 0)
+
+
 def test_a_lock_on_the_sqlite_file_is_blocked_time(tracer: RequestTracer, tmp_path: Path) -> None:
     path = tmp_path / "a"
     with connections_to(default=sqlite_at(path, timeout=10)) as each:
