@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from collections.abc import Callable
 from typing import Any
 
@@ -102,4 +104,16 @@ def test_a_task_factory_that_the_user_sets_later_makes_the_tasks_and_no_number_c
     assert wrongs_in(result) == []
     assert len(result["user_tasks"]) == 2
     assert all(made > 0 for made in result["user_tasks"])
+    assert all(done == charged for done, charged in totals_of(result).values())
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_the_step_in_python_gives_the_same_numbers_as_the_one_in_c(
+    program: Callable[..., subprocess.CompletedProcess[str]], loop: str
+) -> None:
+    arguments = ("integration.truth.matrix", "--concurrency", "64", "--loop", loop)
+    result = json.loads(program(*arguments, KERNELTRACE_PURE_PYTHON="1").stdout)
+
+    assert result["health"]["engine"] == "python"
+    assert wrongs_in(result) == []
     assert all(done == charged for done, charged in totals_of(result).values())

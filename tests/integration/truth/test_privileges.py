@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from integration.truth.conftest import environment
 from integration.truth.verdicts import totals_of, wrongs_in
 from kerneltrace_core.kernel.support import Support
 
@@ -33,7 +34,9 @@ def can_run(*prefix: str) -> Support:
     if os.geteuid() != 0 or shutil.which(prefix[0]) is None:
         return Support.no(f"needs root and {prefix[0]}")
     check = [*prefix, sys.executable, "-B", "-c", "import trio, uvloop, kerneltrace_core"]
-    done = subprocess.run(check, capture_output=True, text=True, check=False, cwd="/")
+    done = subprocess.run(
+        check, capture_output=True, text=True, check=False, cwd="/", env=environment()
+    )
     last = (done.stderr.strip() or "?").splitlines()[-1]
     return Support.no(last) if done.returncode else Support.yes()
 
