@@ -25,14 +25,17 @@ export PIP_ROOT_USER_ACTION := ignore
 PIP_INSTALL := -m pip install -qq
 
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test test-unit test-other-pythons test-kernel test-integration test-kernels \
-	lint format bench build doctor deps deps-build clean
+.PHONY: help demo demo-django serve test test-unit test-other-pythons test-kernel test-integration \
+	test-kernels lint format bench build doctor deps deps-build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.stamp ## run a traced application under mixed traffic and show what the kernel did
 	@$(BIN)/python examples/demo.py $(ARGS)
+
+demo-django: $(VENV)/.stamp ## the same for a Django site under gunicorn, by view
+	@$(BIN)/python examples/django_demo.py $(ARGS)
 
 serve: $(VENV)/.stamp ## leave the traced application running, until Ctrl-C
 	@$(BIN)/python examples/demo.py --serve $(ARGS)
