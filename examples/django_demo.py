@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -178,13 +178,12 @@ def shop() -> Iterator[Shop]:
     """Have the shop open for the block; SIGTERM ends the block as Ctrl-C does."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     # Not /tmp, which is often memory: what is written here is meant to reach a disk.
-    with tempfile.TemporaryDirectory(prefix="kerneltrace-", dir="/var/tmp") as name:
-        with open(Path(name) / "log", "wb") as log:
-            opened = Shop(Path(name), log)
-            try:
-                yield opened
-            finally:
-                opened.end()
+    with ExitStack() as stack:
+        folder = tempfile.TemporaryDirectory(prefix="kerneltrace-", dir="/var/tmp")
+        path = Path(stack.enter_context(folder))
+        opened = Shop(path, stack.enter_context(open(path / "log", "wb")))
+        stack.callback(opened.end)
+        yield opened
 
 
 def demo(seconds: float) -> int:
