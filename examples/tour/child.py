@@ -26,7 +26,16 @@ class Application:
         self._ready = threading.Event()
         command = [sys.executable, "-m", "uvicorn", "--app-dir", str(EXAMPLES), "fastapi_app:app"]
         self.process = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--loop", "asyncio", "--no-access-log", *options],
+            [
+                *command,
+                "--host",
+                "127.0.0.1",
+                "--loop",
+                "asyncio",
+                "--no-access-log",
+                "--no-use-colors",
+                *options,
+            ],
             # Its own session: Ctrl-C reaches us, and we end it in order.
             start_new_session=True,
             stderr=subprocess.PIPE if quiet else None,

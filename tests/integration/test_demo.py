@@ -122,6 +122,23 @@ def test_the_demo_runs_without_privileges_and_says_so() -> None:
     assert row_of(output, "/sleep")[-3:] == ["-", "0", "-"], "no system calls are made up"
 
 
+def test_the_demo_is_in_colour_on_a_terminal() -> None:
+    ours, theirs = os.openpty()
+    try:
+        demo = subprocess.Popen([*DEMO, "--seconds", "0.5"], stdout=theirs, stderr=theirs)
+        os.close(theirs)
+        printed = b""
+        with contextlib.suppress(OSError):  # how a terminal says that nobody is at its other end
+            while piece := os.read(ours, 65536):
+                printed += piece
+    finally:
+        os.close(ours)
+
+    assert demo.wait(30 * time_factor()) == 0, printed.decode()
+    assert b"\r  " in printed, "the progress is one line"
+    assert b"\x1b[1m" in printed
+
+
 def test_the_demo_says_that_tracing_is_off() -> None:
     assert "Nothing was traced (backend off)" in run_demo(0.5, KERNELTRACE_ENABLED="0")
 
