@@ -95,6 +95,7 @@ def site(
         keys = {"REQUIRED": True, "BACKEND": "bpf", **more}
         with override_settings(ROOT_URLCONF=urls, MIDDLEWARE=chain, KERNELTRACE=keys):
             tracer = RequestTracer.shared(options().tracer)
+            tracer.start()
             try:
                 yield finished
             finally:
@@ -171,9 +172,12 @@ class Client:
 
 
 async def settled() -> None:
-    """Let what was scheduled at the end of requests run."""
-    for _ in range(10):
-        await asyncio.sleep(0.002)
+    """Wait until nothing else runs on this loop: what requests left behind, when they ended."""
+    for _ in range(3):
+        await asyncio.sleep(0.003)
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        if others:
+            await asyncio.wait(others, timeout=10)
 
 
 def call_wsgi(app: Any, url: str, *, method: str = "GET", parts: int = -1) -> str:

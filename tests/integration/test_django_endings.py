@@ -86,6 +86,19 @@ async def async_stream(request: Any) -> StreamingHttpResponse:
     return StreamingHttpResponse(parts())
 
 
+async def forgotten(request: Any) -> StreamingHttpResponse:
+    response = await async_stream(request)
+    response.myself = response  # type: ignore[attr-defined]
+    return response
+
+
+async def collects(request: Any) -> HttpResponse:
+    read(2)
+    gc.collect()
+    await asyncio.sleep(0.05)
+    return HttpResponse("x")
+
+
 class Closing:
     """Content that is no generator, and has something to do when it is closed."""
 
@@ -166,9 +179,18 @@ urlpatterns = [
     path(view.__name__, view)
     for view in (
         *(sync_stream, async_stream, own_iterator, waits, file, nested, inner, skipped, health),
+        *(forgotten, collects),
         *(sleeps, holds_the_loop, live),
     )
 ]
+
+
+async def cancel_others() -> None:
+    """Cancel the tasks that Django 5 has for a request, which outlive a cancelled one."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    while others:
+        others.pop().cancel()
+    await settled()
 
 
 def asgi(url: str, *, cancel_after_s: float = 0, **how: Any) -> None:
@@ -179,10 +201,8 @@ def asgi(url: str, *, cancel_after_s: float = 0, **how: Any) -> None:
             await asyncio.sleep(cancel_after_s)
             task.cancel()
         await asyncio.wait([task])
-        await settled()
-        # Django 5 has tasks of its own for a request, which outlive a cancelled one.
-        for left in asyncio.all_tasks() - {asyncio.current_task()}:
-            left.cancel()
+        if cancel_after_s:
+            await cancel_others()
         del client, task
         await settled()
         gc.collect()  # a cancelled task's traceback holds its response in a circle
@@ -250,6 +270,30 @@ def test_a_server_that_cancels_between_parts_ends_the_request_and_its_content(
 
     ended = N if leave_after else 0  # content that never began has no finally
     assert reads(finished["/async_stream"]) == N + leave_after * N + ended
+
+
+def test_content_that_another_request_frees_is_closed_for_its_own() -> None:
+    async def serve() -> None:
+        client = Client(ASGIHandler(), "/forgotten", leave_after=2, never_says=True)
+        task = asyncio.create_task(client.serve())
+        await asyncio.sleep(0.1)
+        task.cancel()
+        await asyncio.wait([task])
+        await cancel_others()
+        del client, task
+        await settled()
+        await Client(ASGIHandler(), "/collects").serve()
+
+    with site([], [], HERE) as finished:
+        gc.collect()
+        gc.disable()
+        try:
+            asyncio.run(serve())
+        finally:
+            gc.enable()
+
+    assert reads(finished["/collects"]) == 2
+    assert reads(finished["/forgotten"]) == N + 2 * N + N
 
 
 # asgiref does not hand a cancellation through a sync middleware outside.
