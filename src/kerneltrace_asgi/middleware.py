@@ -17,6 +17,7 @@ from kerneltrace_core.exporters.server_timing import server_timing
 from kerneltrace_core.requests import KernelStats, current, request_here, resolve
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
     from contextvars import Token
 
     from kerneltrace_core.requests import Record, RequestTracer
@@ -42,7 +43,33 @@ class KernelTraceMiddleware:
     that cannot be traced refuses to start (without a lifespan: to serve).
     """
 
-    def __init__(self, app: ASGIApp, **options: Any) -> None:
+    if TYPE_CHECKING:
+        # Type checkers accept add_middleware(...) only of a signature that names its keywords;
+        # at run time an unknown one is to get an answer that names the nearest.
+        def __init__(
+            self,
+            app: ASGIApp,
+            *,
+            enabled: bool = True,
+            required: bool = False,
+            backend: str = "auto",
+            probes: Iterable[str] | str = (),
+            syscalls: str = "time",
+            sample_rate: float = 1.0,
+            slow_request_ms: float | None = None,
+            log_level: int | str = "INFO",
+            loop_block_ms: float | None = None,
+            excluded_urls: Iterable[str] | str = (),
+            server_timing: bool | Callable[[Scope], object] = False,
+            on_request: Callable[[Scope, KernelStats], object] | None = None,
+        ) -> None: ...
+
+    else:
+
+        def __init__(self, app, **options) -> None:
+            self._set_up(app, options)
+
+    def _set_up(self, app: ASGIApp, options: dict[str, Any]) -> None:
         self.app = app
         self.options = resolve(AsgiOptions, options, forgiving=True)
         self._boot = Boot(self.options, options)
