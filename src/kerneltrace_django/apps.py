@@ -19,10 +19,11 @@ class KernelTraceConfig(AppConfig):
         Nothing is started: this also runs in the reloader's parent, in every management command,
         and under ``gunicorn --preload`` in the master alone.
         """
-        from kerneltrace_django import checks, db, logs, recent, settings
+        from kerneltrace_django import checks, db, logs, recent, settings, tasks
 
         settings.connect()
         checks.connect()
         logs.connect()
         db.connect()
         recent.connect()
+        tasks.connect()
