@@ -41,16 +41,17 @@ def connect() -> None:
 
 
 def check_settings(**_kwargs: Any) -> list[checks.CheckMessage]:
-    """E001, E002: keys that do not exist, values that cannot be used. W007: the environment."""
+    """W008, W009: keys that do not exist, values that cannot be used. W007: the environment."""
     return [_told(fault) for fault in load()[1]]
 
 
 def _told(fault: Fault) -> checks.CheckMessage:
+    # No errors: those keep migrate and runserver from running, because of tracing.
     if fault.from_environment:
-        # No error: that would keep an operator's slip from running any command.
-        return checks.Warning(fault.message, hint=fault.hint, id=f"{TAG}.W007")
-    number = "E001" if fault.unknown else "E002"
-    return checks.Error(fault.message, hint=fault.hint, id=f"{TAG}.{number}")
+        number = "W007"
+    else:
+        number = "W008" if fault.unknown else "W009"
+    return checks.Warning(fault.message, hint=fault.hint, id=f"{TAG}.{number}")
 
 
 def check_middleware(**_kwargs: Any) -> list[checks.CheckMessage]:

@@ -123,9 +123,9 @@ def test_with_nothing_wrong_nothing_is_said(require: Require, project: Any, serv
 @pytest.mark.parametrize(
     ("settings", "telling", "number", "advice"),
     [
-        ("['SLOW_REQEST_MS'] = 500", "SLOW_REQEST_MS", "E001", "mean 'SLOW_REQUEST_MS'?"),
-        ("['SAMPLE_RATE'] = 'often'", "'often'", "E002", "default is used: 1.0"),
-        ("['SERVER_TIMING'] = 'not.there'", "not.there", "E002", "default is used: False"),
+        ("['SLOW_REQEST_MS'] = 500", "SLOW_REQEST_MS", "W008", "mean 'SLOW_REQUEST_MS'?"),
+        ("['SAMPLE_RATE'] = 'often'", "'often'", "W009", "default is used: 1.0"),
+        ("['SERVER_TIMING'] = 'not.there'", "not.there", "W009", "default is used: False"),
     ],
 )
 def test_a_broken_setting_is_one_warning_and_the_rest_holds(
@@ -156,7 +156,7 @@ def test_a_setting_that_is_no_dictionary_is_one_warning(project: Any, server: st
         assert [served.status() for _ in range(20)] == [200] * 20
         (warning,) = warnings(served.said())
     assert "'on' is not a dictionary" in warning
-    assert "kerneltrace.E002" in broken.manage("check").stderr
+    assert "kerneltrace.W009" in broken.manage("check").stderr
 
 
 def test_a_slip_in_the_environment_stops_no_command(project: Any) -> None:
