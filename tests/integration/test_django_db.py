@@ -212,11 +212,9 @@ def test_a_lock_on_the_sqlite_file_is_blocked_time(tracer: RequestTracer, tmp_pa
 
 
 def test_a_wrapper_that_ends_after_the_connection_was_made_takes_only_itself_away(
-    tracer: RequestTracer,
+    tracer: RequestTracer, tmp_path: Path
 ) -> None:
-    with connections_to(
-        default={"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
-    ) as each:
+    with connections_to(default=sqlite_at(tmp_path / "a")) as each:
         connection = each["default"]
 
         def other(execute: Any, *args: Any) -> Any:
