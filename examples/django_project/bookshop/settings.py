@@ -34,6 +34,7 @@ KERNELTRACE = {"SLOW_REQUEST_MS": 500, "SERVER_TIMING": DEBUG}
 DATABASES = {"default": database(os.environ.get("DATABASE_URL"), DATA_DIR / "bookshop.db")}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True}]
+TIME_ZONE = "UTC"
 USE_TZ = True
 
 # A line for each request takes the kernel_* fields that its format names.
