@@ -65,6 +65,11 @@ def fastapi() -> Any:
     async def never() -> dict[str, bool]:
         return {"ok": True}
 
+    @app.get(ONCE)
+    async def once() -> dict[str, bool]:
+        await asyncio.sleep(0)
+        return {"ok": True}
+
     return app
 
 

@@ -110,10 +110,9 @@ def _machines(results: Mapping[str, Any]) -> str:
             + ", ".join(f"{key} {facts[key]}" for key in facts if key not in _SAID)
         )
         said.setdefault(where, []).append(f"{name} ({each['date']})")
-        for note in each["notes"]:
-            said[where].append(f"{name}: {note}")
     rows += [f"| {', '.join(names)} | {where} |" for where, names in said.items()]
-    return "\n".join(rows)
+    notes = [f"- {name}: {note}" for name, each in results.items() for note in each["notes"]]
+    return "\n".join([*rows, *([""] if notes else []), *notes])
 
 
 _SAID = ("cpu", "cpus", "virtual", "memory_mib", "kernel", "architecture", "python")

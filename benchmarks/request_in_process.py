@@ -31,7 +31,7 @@ def _served(loop: asyncio.AbstractEventLoop, app: Any, path: str, times: int) ->
 
 def _variants(backend: str) -> dict[str, tuple[Any, Callable[[], AbstractContextManager[Any]]]]:
     """Return each application with what must be on while it serves."""
-    app = apps.plain()
+    app, fastapi = apps.plain(), apps.fastapi()
     logged = logging.getLogger("kerneltrace.request")
     logged.addHandler(logging.NullHandler())
     logged.propagate = False
@@ -54,6 +54,8 @@ def _variants(backend: str) -> dict[str, tuple[Any, Callable[[], AbstractContext
         "traced": (apps.traced(app, backend=backend), lambda: tracing(backend)),
         "logged": (apps.traced(app, backend=backend), Logging),
         "procfs": (apps.traced(app, backend="procfs"), lambda: tracing("procfs")),
+        "fastapi": (fastapi, nullcontext),
+        "fastapi_traced": (apps.traced(fastapi, backend=backend), lambda: tracing(backend)),
         "otel": (apps.otel(app, batch=False), nullcontext),
         "otel_batch": (apps.otel(app, batch=True), nullcontext),
     }
@@ -92,6 +94,7 @@ def run(size: Size) -> Result:
         "patience": size.patience,
     }
     names = ["plain", "traced", "logged", "procfs", "otel", "otel_batch"]
+    names += ["fastapi", "fastapi_traced"]
     try:
         all_samples = fresh.call("request_in_process", "measure", names=names, **arguments)
         pure = fresh.call(
@@ -120,6 +123,9 @@ def run(size: Size) -> Result:
             result.added(f"{route}_{name}", label, samples, pair, "us added", budget=budget)
         label = f"{what}: kerneltrace without its C extension"
         result.added(f"{route}_pure", label, pure[route], ("traced", "plain"), "us added")
+        label = f"{what}: kerneltrace, FastAPI instead of Starlette"
+        pair = ("fastapi_traced", "fastapi")
+        result.added(f"{route}_fastapi", label, samples, pair, "us added")
         # The cheaper of the two, so that nothing is claimed that a setting could undo.
         cheaper = min(("otel", "otel_batch"), key=lambda name: quartiles(samples[name])[1])
         of_otel: Samples = {
