@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from debug_toolbar.panels import Panel
@@ -16,13 +17,15 @@ __all__ = ["KernelPanel"]
 
 TOP_SYSCALLS = 10
 COLORS = {
-    "cpu_ns": "#2a9d5c",
-    "run_queue_ns": "#e9b63b",
-    "blocked_ns": "#d1495b",
-    "loop_wait_ns": "#8e5bb5",
-    "suspended_ns": "#9aa5b1",
-    "nested_ns": "#3d7ea6",
+    "cpu": "#2a9d5c",
+    "run_queue": "#e9b63b",
+    "blocked": "#d1495b",
+    "loop_wait": "#8e5bb5",
+    "suspended": "#9aa5b1",
+    "nested": "#3d7ea6",
 }
+# A thread of the request is at work or not there.
+OF_THREADS = ("cpu", "run_queue", "blocked")
 # Of the causes of blocked time, which have a bar of their own.
 CAUSES = {
     "other": "for something else",
@@ -49,7 +52,6 @@ WORK = (
     ("Major page faults", "major_faults", False),
     ("Voluntary context switches", "ctx_voluntary", False),
     ("Involuntary context switches", "ctx_involuntary", False),
-    ("Other threads at work", "threads", False),
 )
 EVERYTHING = 1000  # the width of the bar
 
@@ -80,22 +82,23 @@ class KernelPanel(Panel):
 
     def generate_server_timing(self, _request: Any, _response: Any) -> None:
         """Add the parts of the ledger to the toolbar's own Server-Timing."""
-        for part in self.get_stats().get("parts", ()):
-            self.record_server_timing(part["key"], part["name"], part["ms"])
+        for ledger_ in self.get_stats().get("ledgers", ())[:1]:
+            for part in ledger_["parts"]:
+                self.record_server_timing(part["key"], part["name"], part["ms"])
 
     @classmethod
     def run_checks(cls) -> list[checks.CheckMessage]:
-        """E003: its template cannot be found. W008: there is nothing to show."""
+        """W010: its template cannot be found. W011: there is nothing to show."""
         if not apps.is_installed("kerneltrace_django"):
             message = "KernelPanel is in DEBUG_TOOLBAR_PANELS without its application."
             hint = "Add 'kerneltrace_django' to INSTALLED_APPS."
-            return [checks.Error(message, hint=hint, id="kerneltrace.E003")]
+            return [checks.Warning(message, hint=hint, id="kerneltrace.W010")]
         options = load()[0]
         if options.enabled and options.backend != "off":
             return []
         message = "KernelPanel will be empty: kernel tracing is switched off."
         hint = f"Take it out of DEBUG_TOOLBAR_PANELS, or see {NAME}['ENABLED'] and ['BACKEND']."
-        return [checks.Warning(message, hint=hint, id="kerneltrace.W008")]
+        return [checks.Warning(message, hint=hint, id="kerneltrace.W011")]
 
 
 def duration(ns: int) -> str:
@@ -114,21 +117,22 @@ def describe(stats: KernelStats) -> dict[str, Any]:
     wall_ns = known["wall_ns"]
     if wall_ns is None:
         return {"known": False, "subtitle": "not traced"}
-    causes = sorted((known["blocked_by"] or {}).items(), key=lambda each: each[1], reverse=True)
-    largest = f" ({causes[0][0]})" if causes and causes[0][1] else ""
-    off_ns = known["blocked_ns"]
+    names = {field.removesuffix("_ns"): name for field, name in ledger.PARTS}
+    parts = [(key, name, known[f"{key}_ns"]) for key, name in names.items()]
+    told = {"title": f"{duration(wall_ns)} until the response was made"}
+    ledgers = [{**told, **_ledger(parts, wall_ns, known["blocked_by"])}]
+    if known["threads"]:
+        count, together_ns = known["threads"], known["thread_ns"]
+        others = "another thread" if count == 1 else f"{count} other threads"
+        parts = [(key, names[key], known[f"thread_{key}_ns"]) for key in OF_THREADS]
+        told = {"title": f"{duration(together_ns)} on {others}"}
+        ledgers.append({**told, **_ledger(parts, together_ns, known["thread_blocked_by"])})
     return {
         "known": True,
-        "subtitle": "" if off_ns is None else f"{duration(off_ns)} blocked{largest}",
-        "wall": duration(wall_ns),
+        "subtitle": _subtitle(known),
         "backend": stats.backend,
         "attribution": stats.attribution,
-        "parts": _parts(known, wall_ns),
-        "causes": [
-            {"name": CAUSES.get(cause, cause), "time": duration(ns), "width": _width(ns, off_ns)}
-            for cause, ns in causes
-            if ns
-        ],
+        "ledgers": ledgers,
         "syscalls": _syscalls(known),
         "databases": _databases(getattr(stats, "db", None), wall_ns),
         "work": [
@@ -139,30 +143,48 @@ def describe(stats: KernelStats) -> dict[str, Any]:
     }
 
 
-def _width(ns: int, whole_ns: int | None) -> int:
+def _subtitle(known: dict[str, Any]) -> str:
+    if known["blocked_ns"] is None:
+        return ""
+    # Under ASGI a plain view waits on a thread, and its event loop does not.
+    bank = "thread_" if known["thread_blocked_ns"] > known["blocked_ns"] else ""
+    ((cause, ns),) = Counter(known[f"{bank}blocked_by"] or {}).most_common(1) or [("", 0)]
+    return f"{duration(known[f'{bank}blocked_ns'])} blocked{f' ({cause})' if ns else ''}"
+
+
+def _width(ns: int, whole_ns: int) -> int:
     return round(EVERYTHING * min(ns, whole_ns) / whole_ns) if whole_ns else 0
 
 
-def _parts(known: dict[str, Any], wall_ns: int) -> list[dict[str, Any]]:
-    parts, begun_ns = [], 0
-    for field, name in ledger.PARTS:
-        ns = known[field]
+def _ledger(
+    parts: list[tuple[str, str, int | None]], whole_ns: int, blocked_by: dict[str, int] | None
+) -> dict[str, Any]:
+    shown, begun_ns = [], 0
+    for key, name, ns in parts:
         if not ns:
             continue
-        parts.append(
+        shown.append(
             {
-                "key": field.removesuffix("_ns"),
+                "key": key,
                 "name": name,
-                "color": COLORS[field],
+                "color": COLORS[key],
                 "time": duration(ns),
                 "ms": round(ns / 1e6, 3),
-                "percent": f"{100 * ns / (wall_ns or 1):.1f}",
-                "x": _width(begun_ns, wall_ns),
-                "width": _width(ns, wall_ns),
+                "percent": f"{100 * ns / (whole_ns or 1):.1f}",
+                "x": _width(begun_ns, whole_ns),
+                "width": _width(ns, whole_ns),
             }
         )
         begun_ns += ns
-    return parts
+    causes = [each for each in Counter(blocked_by or {}).most_common() if each[1]]
+    blocked_ns = sum(ns for _, ns in causes)
+    return {
+        "parts": shown,
+        "causes": [
+            {"name": CAUSES[cause], "time": duration(ns), "width": _width(ns, blocked_ns)}
+            for cause, ns in causes
+        ],
+    }
 
 
 def _syscalls(known: dict[str, Any]) -> dict[str, Any] | None:

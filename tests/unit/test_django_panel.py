@@ -67,11 +67,11 @@ def test_the_ledger_is_recorded_as_json_says_it() -> None:
 
     assert json.loads(json.dumps(data)) == data
     assert panel.nav_subtitle == "15.0\u00a0ms blocked (disk)"
-    assert [(part["key"], part["ms"], part["width"]) for part in data["parts"]] == [
+    assert [(part["key"], part["ms"], part["width"]) for part in data["ledgers"][0]["parts"]] == [
         ("cpu", 5.0, 250),
         ("blocked", 15.0, 750),
     ]
-    assert [cause["name"] for cause in data["causes"]] == ["disk", "network"]
+    assert [cause["name"] for cause in data["ledgers"][0]["causes"]] == ["disk", "network"]
     assert [call["name"] for call in data["syscalls"]["top"]] == ["fsync", "openat"]
     assert data["databases"][0]["percent"] == "40.0"
 
@@ -84,6 +84,26 @@ def test_the_parts_of_the_ledger_are_server_timings() -> None:
     assert header == (
         'KernelPanel_cpu;dur=5.0;desc="On CPU", KernelPanel_blocked;dur=15.0;desc="Blocked"'
     )
+
+
+def test_work_on_other_threads_has_a_bar_of_its_own() -> None:
+    known, record = stats()
+    where = layout.BANK + layout.BANK_WORDS + layout.BLOCKED_NS + layout.CAUSES.index("net")
+    record.words[where] = 30 * MS
+    record.words[layout.THREAD_NS] = 40 * MS
+    record.words[layout.THREADS_USED] = 1
+
+    data = describe(known)
+
+    assert data["subtitle"] == "30.0\u00a0ms blocked (net)"
+    threads = data["ledgers"][1]
+    assert threads["title"] == "40.0\u00a0ms on another thread"
+    assert [(part["key"], part["width"]) for part in threads["parts"]] == [
+        ("cpu", 250),
+        ("blocked", 750),
+    ]
+    assert [cause["name"] for cause in threads["causes"]] == ["network"]
+    assert "on another thread" in render(data)
 
 
 def test_what_is_recorded_stays_when_the_request_goes_on() -> None:
@@ -147,10 +167,10 @@ def test_with_the_application_installed_there_is_nothing_to_say() -> None:
 
 def test_without_the_application_its_template_cannot_be_found() -> None:
     with override_settings(INSTALLED_APPS=[]):
-        assert ids() == ["kerneltrace.E003"]
+        assert ids() == ["kerneltrace.W010"]
 
 
 @pytest.mark.parametrize("switched", [{"ENABLED": False}, {"BACKEND": "off"}])
 def test_a_panel_with_tracing_off_is_told(switched: dict[str, Any]) -> None:
     with override_settings(KERNELTRACE=switched):
-        assert ids() == ["kerneltrace.W008"]
+        assert ids() == ["kerneltrace.W011"]
