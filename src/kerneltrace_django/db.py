@@ -18,15 +18,14 @@ from kerneltrace_django.current import RequestStats
 
 __all__ = ["DatabaseStats", "DatabaseWork", "connect", "follow", "measure"]
 
-# A futex is not among them: inside a query that is the interpreter's lock on the way back. A
-# lock on an SQLite file is waited for by sleeping. Without BPF every wait is "other".
-CAUSES = ("disk", "net", "sleep", "poll", "fault", "other")
+# Waits that are not for a database. A futex is, inside a query, the interpreter's lock on the way
+# back; a lock on an SQLite file is waited for by sleeping.
+LOCK, PIPE, CHILD = (layout.CAUSES.index(cause) for cause in ("lock", "pipe", "child"))
 BANK_BIT = 31
 
 # read, written, received, sent: neighbours in the layout
 _BYTES = Struct("<4Q").unpack_from
 _BLOCKED = Struct(f"<{len(layout.CAUSES)}Q").unpack_from
-_INDICES = tuple(layout.CAUSES.index(cause) for cause in CAUSES)
 
 
 class DatabaseStats(NamedTuple):
@@ -60,19 +59,24 @@ class DatabaseWork(dict[str, DatabaseStats]):
     def add(self, alias: str, queries: int, before: bytes, after: bytes, bank: int) -> None:
         """Add what lies between two blocks, on a thread of that bank."""
         where = 8 * (layout.BANK + bank * layout.BANK_WORDS + layout.BLOCKED_NS)
-        waited, waiting = _BLOCKED(after, where), _BLOCKED(before, where)
-        blocked_ns = sum(waited[index] - waiting[index] for index in _INDICES)
-        moved, moving = (_BYTES(block, layout.READ_BYTES * 8) for block in (after, before))
-        read, written, received, sent = map(int.__sub__, moved, moving)
-        more = (queries, blocked_ns, received, sent, read, written)
+        # Written out: it is done for every query.
+        blocked_ns = _waited(_BLOCKED(after, where)) - _waited(_BLOCKED(before, where))
+        read, written, received, sent = _BYTES(after, layout.READ_BYTES * 8)
+        read_0, written_0, received_0, sent_0 = _BYTES(before, layout.READ_BYTES * 8)
         with self._lock:
             total = self.get(alias, self._zero)
             self[alias] = DatabaseStats(
-                *(
-                    None if known is None else known + added  # type: ignore[arg-type]
-                    for known, added in zip(total, more, strict=True)
-                )
+                total[0] + queries,
+                None if total[1] is None else total[1] + blocked_ns,
+                None if total[2] is None else total[2] + received - received_0,
+                None if total[3] is None else total[3] + sent - sent_0,
+                None if total[4] is None else total[4] + read - read_0,
+                None if total[5] is None else total[5] + written - written_0,
             )
+
+
+def _waited(causes: tuple[int, ...]) -> int:
+    return sum(causes) - causes[LOCK] - causes[PIPE] - causes[CHILD]
 
 
 def measure(
