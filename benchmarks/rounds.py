@@ -39,7 +39,7 @@ class Size:
 
 
 FULL = Size("full", rounds=24, scale=1.0, patience=15)
-QUICK = Size("quick", rounds=6, scale=0.4, patience=5)
+QUICK = Size("quick", rounds=4, scale=0.3, patience=2)
 SMOKE = Size("smoke", rounds=1, scale=0.01, patience=0, backend="procfs")
 
 

@@ -143,7 +143,7 @@ def _round(
 def _samples(size: Size, setting: str) -> Samples:
     samples: Samples = {}
     alone = Solitude(size.patience)
-    seconds = SECONDS if size.scale > 0.1 else 0.1
+    seconds = max(0.1, SECONDS * size.scale)
     for _ in range(size.times(SERVERS)):
         with _server(size.backend, setting) as server:
             for variant in VARIANTS:
