@@ -20,19 +20,21 @@ struct {
 /* Set before load: group net is on. */
 const volatile bool kt_own_sockets = false;
 
-static __always_inline void kt_own_socket(struct sock *sk)
+static __always_inline bool kt_is_tcp(struct sock *sk)
 {
-	struct kt_owner mine = {}, *owner;
-	struct kt_charge charge;
 	__u16 family = sk->__sk_common.skc_family;
 
-	if (family != KT_AF_INET && family != KT_AF_INET6)
-		return;
-	if (sk->sk_protocol != KT_IPPROTO_TCP || !kt_own(&mine, &charge))
-		return;
-	owner = bpf_sk_storage_get(&kt_sockets, sk, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	return (family == KT_AF_INET || family == KT_AF_INET6) && sk->sk_protocol == KT_IPPROTO_TCP;
+}
+
+static __always_inline void kt_own_socket(struct sock *sk, struct kt_cpu *cpu,
+					  struct kt_charge *charge)
+{
+	struct kt_owner *owner =
+		bpf_sk_storage_get(&kt_sockets, sk, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+
 	if (owner)
-		*owner = mine;
+		kt_own_charged(owner, cpu, charge);
 }
 
 SEC("tp_btf/sock_send_length")
@@ -47,8 +49,8 @@ int BPF_PROG(kt_sock_send, struct sock *sk, int result, int flags)
 	if (result <= 0 || !kt_charge_thread(cpu->process - 1, cpu->thread, &charge))
 		return 0;
 	KT_ADD(charge.slot->net_tx_bytes, result);
-	if (kt_own_sockets)
-		kt_own_socket(sk);
+	if (kt_own_sockets && kt_is_tcp(sk))
+		kt_own_socket(sk, cpu, &charge);
 	return 0;
 }
 
@@ -74,8 +76,14 @@ int BPF_PROG(kt_sock_recv, struct sock *sk, int result, int flags)
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(kt_inet_sock_set_state, struct sock *sk, int before, int after)
 {
-	if (after == KT_TCP_SYN_SENT)
-		kt_own_socket(sk);
+	struct kt_cpu *cpu;
+	struct kt_charge charge;
+
+	if (after != KT_TCP_SYN_SENT || !kt_is_tcp(sk))
+		return 0;
+	cpu = kt_registered_cpu();
+	if (cpu && kt_charge_thread(cpu->process - 1, cpu->thread, &charge))
+		kt_own_socket(sk, cpu, &charge);
 	return 0;
 }
 

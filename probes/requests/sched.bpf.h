@@ -18,7 +18,7 @@ static __always_inline void kt_switch_out(struct kt_cpu *cpu, struct kt_task *ta
 	task->socket = cpu->socket;
 	task->wake_ns = 0;
 	task->run_delay_ns = kt_run_delay(prev);
-	task->cause = runnable ? KT_CAUSE_PREEMPTED : kt_cause_of(prev);
+	task->cause = runnable ? KT_CAUSE_PREEMPTED : kt_cause_of_current();
 	task->off_ns = now;
 	if (region)
 		region->thread[task->thread & (KT_THREADS - 1)].off_ns = now;
@@ -33,6 +33,7 @@ static __always_inline int kt_switch(bool preempt, struct task_struct *prev,
 
 	if (!cpu)
 		return 0;
+	cpu->bystander = 0;
 	task = kt_task_of(prev);
 	if (task) {
 		now = bpf_ktime_get_ns();

@@ -30,10 +30,11 @@ const volatile __u32 kt_slot_mask = KT_SLOTS - 1;
 struct kt_cpu {
 	__u32 process; /* index + 1; 0: the thread on this CPU is a bystander */
 	__u32 thread;
-	__u64 enter_ns; /* of the system call it is in; 0: in none */
-	__u32 call;     /* number of that call */
-	__u32 socket;   /* that call has moved data on a socket */
-	__u64 spare[5];
+	__u64 enter_ns;  /* of the system call it is in; 0: in none */
+	__u32 call;      /* number of that call */
+	__u32 socket;    /* that call has moved data on a socket */
+	__u64 bystander; /* registers of a thread that is known to be one; 0: of nobody */
+	__u64 spare[4];
 };
 
 struct kt_task {
@@ -222,6 +223,22 @@ static __always_inline struct kt_cpu *kt_registered_cpu(void)
 	return cpu;
 }
 
+/* The same on the path of system calls, where `regs` tells threads apart: the
+ * thread whose storage was asked for in vain is not asked again. */
+static __always_inline struct kt_cpu *kt_calling_cpu(struct pt_regs *regs)
+{
+	struct kt_cpu *cpu = kt_this_cpu();
+
+	if (!cpu || cpu->process)
+		return cpu;
+	if (cpu->bystander == (__u64)regs)
+		return NULL;
+	if (bpf_get_current_task_btf()->bpf_storage && kt_reload(cpu))
+		return cpu;
+	cpu->bystander = (__u64)regs;
+	return NULL;
+}
+
 /* The slot of the thread on this CPU; false for a bystander. */
 static __always_inline bool kt_charge_current(struct kt_charge *charge)
 {
@@ -233,6 +250,14 @@ static __always_inline bool kt_charge_current(struct kt_charge *charge)
 }
 
 /* Remember who is current, for work that ends elsewhere. */
+static __always_inline void kt_own_charged(struct kt_owner *owner, struct kt_cpu *cpu,
+					   struct kt_charge *charge)
+{
+	owner->cell = *(volatile __u64 *)&charge->thread->cell;
+	owner->process = cpu->process - 1;
+	owner->pad = 0;
+}
+
 static __always_inline bool kt_own(struct kt_owner *owner, struct kt_charge *charge)
 {
 	struct kt_cpu *cpu = kt_registered_cpu();
@@ -241,9 +266,7 @@ static __always_inline bool kt_own(struct kt_owner *owner, struct kt_charge *cha
 		return false;
 	if (!kt_charge_thread(cpu->process - 1, cpu->thread, charge))
 		return false;
-	owner->cell = *(volatile __u64 *)&charge->thread->cell;
-	owner->process = cpu->process - 1;
-	owner->pad = 0;
+	kt_own_charged(owner, cpu, charge);
 	return true;
 }
 

@@ -18,7 +18,7 @@ const volatile bool kt_calls_untimed = false;
 SEC("tp_btf/sys_enter")
 int BPF_PROG(kt_sys_enter, struct pt_regs *regs, long number)
 {
-	struct kt_cpu *cpu = kt_registered_cpu();
+	struct kt_cpu *cpu = kt_calling_cpu(regs);
 
 	if (!cpu)
 		return 0;
@@ -52,7 +52,7 @@ static __always_inline void kt_count_bytes(struct kt_cpu *cpu, struct kt_charge 
 SEC("tp_btf/sys_exit")
 int BPF_PROG(kt_sys_exit, struct pt_regs *regs, long result)
 {
-	struct kt_cpu *cpu = kt_registered_cpu();
+	struct kt_cpu *cpu = kt_calling_cpu(regs);
 	const struct kt_call_info *info;
 	struct kt_charge charge;
 	struct kt_call *call;

@@ -50,6 +50,7 @@ struct btf *btf__parse(const char *path, void *extension);
 void btf__free(struct btf *btf);
 int kt_tracepoint_arguments(const struct btf *btf, const char *name);
 
+void kt_trim(void);
 void kt_log_begin(void);
 const char *kt_log_end(void);
 void *kt_region_map(int map_fd, size_t size);

@@ -252,6 +252,11 @@ def possible_cpus() -> int:
     return _checked("count possible CPUs", lib.libbpf_num_possible_cpus())
 
 
+def trim_memory() -> None:
+    """Give the heap that loading has left free back to the system (glibc)."""
+    lib.kt_trim()
+
+
 # ---- BTF --------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@
 #include <bpf/btf.h>
 #include <bpf/libbpf.h>
 #include <errno.h>
+#include <malloc.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -127,6 +128,13 @@ int kt_map_create_array_of_maps(const char *name, unsigned int entries, int inne
 	int fd = bpf_map_create(BPF_MAP_TYPE_ARRAY_OF_MAPS, name, 4, 4, entries, &options);
 
 	return fd < 0 ? -errno : fd;
+}
+
+void kt_trim(void)
+{
+#ifdef __GLIBC__
+	malloc_trim(0);
+#endif
 }
 
 /* ---- regions ------------------------------------------------------------- */

@@ -34,6 +34,9 @@ int kt_map_create_array(const char *name, unsigned int value_size);
 /* An array of such maps; inner_fd shows their shape. */
 int kt_map_create_array_of_maps(const char *name, unsigned int entries, int inner_fd);
 
+/* Give memory that libbpf used and freed back to the system, where that is possible. */
+void kt_trim(void);
+
 /*
  * Map a BPF array. In a child after fork(2) the same addresses hold private
  * zeroed memory: a store through an address that the child inherited reaches

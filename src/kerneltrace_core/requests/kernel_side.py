@@ -205,6 +205,7 @@ class KernelSide:
                 programs.attach(program)
             undo.pop_all()
             os.close(regions_fd)  # the programs hold the map
+            lib.trim_memory()
             return side
 
     def _registration(self, thread: int, leave: int, act: str) -> None:
