@@ -46,9 +46,7 @@ def _wrap(coroutine: Any, context: Any) -> Any:
     return record.step(coroutine)
 
 
-def _chain_plain(user: Factory | None) -> Factory:
-    make = user or _make_task
-
+def _chain_plain(make: Factory) -> Factory:
     def factory(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> Any:
         # Called as (loop, coro), (loop, coro, context=) or with more: passed on as they came.
         return make(loop, _wrap(coroutine, options.get("context")), **options)
@@ -56,8 +54,20 @@ def _chain_plain(user: Factory | None) -> Factory:
     return factory
 
 
-def _make_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> Any:
-    return asyncio.Task(coroutine, loop=loop, **options)
+def _made_anew() -> Factory:
+    """Return a factory for a loop that has none; nearly all have none, so it calls nobody else."""
+    get, make = current.get, asyncio.Task
+
+    def factory(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> Any:
+        if options:
+            coroutine = _wrap(coroutine, options.get("context"))
+        else:
+            record = get()
+            if record is not None and record.value and not isinstance(coroutine, Step):
+                coroutine = record.step(coroutine)
+        return make(coroutine, loop=loop, **options)
+
+    return factory
 
 
 def _chain_eager(user: Factory) -> Factory:
@@ -79,7 +89,12 @@ def _chain_eager(user: Factory) -> Factory:
 def chain(user: Factory | None) -> Factory:
     """Return a factory that does what ``user`` does, for a step instead of the coroutine."""
     eager = EAGER is not None and getattr(user, "__code__", None) is EAGER.__code__
-    factory = _chain_eager(user) if eager and user is not None else _chain_plain(user)
+    if user is None:
+        factory: Factory = _made_anew()
+    elif eager:
+        factory = _chain_eager(user)
+    else:
+        factory = _chain_plain(user)
     setattr(factory, MARK, (user,))
     return factory
 
