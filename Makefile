@@ -17,7 +17,7 @@ ARGS ?=
 
 METADATA := pyproject.toml setup.py
 NATIVE := $(shell find probes src -name '*.[ch]' -o -path '*/_native/build_*.py' | grep -v /build/)
-SOURCES := $(shell find src -name '*.py' -o -name '*.pyi' -o -name '*.html')
+SOURCES := $(shell find src -name '*.py' -o -name '*.pyi' -o -name '*.html' -o -name '*.svg')
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -107,7 +108,8 @@ def differences(samples: Samples, name: str, base: str) -> list[float]:
 
 def ratios(samples: Samples, name: str, base: str) -> list[float]:
     """Return ``name`` over ``base`` in each round."""
-    return [a / b for a, b in zip(samples[name], samples[base], strict=True)]
+    # A smoke run on a busy machine may have served nothing.
+    return [a / (b or math.inf) for a, b in zip(samples[name], samples[base], strict=True)]
 
 
 def interleave(variants: Mapping[str, Callable[[], float]], rounds: int) -> Samples:

@@ -47,10 +47,9 @@ def check_settings(**_kwargs: Any) -> list[checks.CheckMessage]:
 
 def _told(fault: Fault) -> checks.CheckMessage:
     # No errors: those keep migrate and runserver from running, because of tracing.
+    number = "W008" if fault.unknown else "W009"
     if fault.from_environment:
         number = "W007"
-    else:
-        number = "W008" if fault.unknown else "W009"
     return checks.Warning(fault.message, hint=fault.hint, id=f"{TAG}.{number}")
 
 

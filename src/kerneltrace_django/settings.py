@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import PurePath
 from typing import Any
 
 from django.conf import settings
@@ -45,6 +46,26 @@ def _or_path(kind: Kind) -> Kind:
     return Kind(f"{kind.allowed}, or the dotted path of such a function", accept, parse)
 
 
+def _number(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError
+    if value < 0:
+        raise ValueError
+    return value
+
+
+def _folder(value: Any) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, (str, PurePath)) or not PurePath(value).is_absolute():
+        raise ValueError
+    return str(value)
+
+
+_NUMBER = Kind("a whole number, 0 or more", _number, int)
+_FOLDER = Kind("the absolute path of a folder, or None", _folder)
+
+
 @dataclass(frozen=True)
 class DjangoOptions(IntegrationOptions):
     """Hold the keys of the ``KERNELTRACE`` dictionary, here in lower case.
@@ -52,6 +73,8 @@ class DjangoOptions(IntegrationOptions):
     Functions may be given by their dotted path; both get the HttpRequest: ``server_timing`` says
     whether this response gets the header, ``on_request`` also gets the final KernelStats.
     ``inject_logging`` adds the ``kernel_*`` fields to the records of every existing log handler.
+    ``recent_requests`` is how many each process remembers; ``recent_socket`` the folder in which
+    it answers ``manage.py kerneltrace recent``.
     """
 
     server_timing: bool | Callable[[Any], object] = field(
@@ -61,6 +84,8 @@ class DjangoOptions(IntegrationOptions):
         default=None, metadata={KIND: _or_path(FUNCTION)}
     )
     inject_logging: bool = field(default=False, metadata={KIND: FLAG})
+    recent_requests: int = field(default=200, metadata={KIND: _NUMBER})
+    recent_socket: str | None = field(default=None, metadata={KIND: _FOLDER})
 
 
 @dataclass(frozen=True)

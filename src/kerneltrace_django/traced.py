@@ -89,7 +89,9 @@ class Traced:
             event_loop_blocked.send_robust(
                 self._sender, request=request, stats=stats, duration_ms=held_ns / 1_000_000
             )
-        kernel_request_finished.send_robust(self._sender, request=request, stats=stats)
+        kernel_request_finished.send_robust(
+            self._sender, request=request, stats=stats, status_code=self.status_code
+        )
         if report.wanted():
             report(request, stats, self._about())
 

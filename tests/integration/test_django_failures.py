@@ -142,7 +142,7 @@ def test_a_broken_setting_is_one_warning_and_the_rest_holds(
         (warning,) = warnings(served.said())
         assert telling in warning
     done = broken.manage("check", "--tag", "kerneltrace")
-    assert done.returncode == 1
+    assert done.returncode == 0
     assert f"kerneltrace.{number}" in done.stderr
     assert telling in done.stderr
     assert advice in done.stderr
