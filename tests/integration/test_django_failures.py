@@ -12,12 +12,19 @@ from typing import Any, NamedTuple
 import pytest
 
 from harness.tiers import Require
-from integration.served.servers import ASGI, GUNICORN, WSGI, Kind, environment, started
+from integration.served.servers import (
+    ASGI,
+    GUNICORN,
+    KINDS,
+    WSGI,
+    Kind,
+    environment,
+    started,
+)
 
 pytestmark = pytest.mark.integration
 
 UNITS = 17
-READ_BYTES = UNITS * 512
 BUSY, WORK = "/alone/-/busy", f"/alone/sync_view/0/{UNITS}"
 SETTINGS = "project_settings"
 NO_CAPABILITIES = ("setpriv", "--reuid=65534", "--clear-groups", "--bounding-set=-all")
@@ -157,6 +164,20 @@ def test_a_setting_that_is_no_dictionary_is_one_warning(project: Any, server: st
         (warning,) = warnings(served.said())
     assert "'on' is not a dictionary" in warning
     assert "kerneltrace.W009" in broken.manage("check").stderr
+
+
+def test_a_broken_setting_stops_neither_runserver_nor_migrate(project: Any) -> None:
+    broken = project(
+        "KERNELTRACE['SLOW_REQEST_MS'] = 500\n"
+        "DATABASES = {'default': {'ENGINE': 'django.db.backends.sqlite3', 'NAME': ':memory:'}}"
+    )
+
+    migrated = broken.manage("migrate")
+    with started(KINDS["runserver"], broken.folder, ready=BUSY, **broken.variables) as server:
+        assert server.ask(WORK).status == 200
+        assert "kerneltrace.W008" in server.said()
+    assert migrated.returncode == 0, migrated.stderr
+    assert "kerneltrace.W008" in migrated.stderr
 
 
 def test_a_slip_in_the_environment_stops_no_command(project: Any) -> None:
