@@ -134,7 +134,10 @@ def slept(request: Any, number: int, units: int) -> HttpResponse:
     """Sleep so many milliseconds, and measure that without us."""
     with Meter() as meter:
         time.sleep(units / 1000)
-    request.measured = {"blocked_ns": meter.blocked_ns}
+    request.measured = {
+        "blocked_ns": meter.blocked_ns,
+        "running_ns": meter.cpu_ns + meter.run_queue_ns,
+    }
     return HttpResponse("x")
 
 
