@@ -18,7 +18,7 @@ from django.dispatch import Signal
 
 from kerneltrace_core import KernelTraceError
 from kerneltrace_core.exporters.logs import EventLog, kernel_fields, summary
-from kerneltrace_core.requests import KernelStats, request_here
+from kerneltrace_core.requests import KernelStats, greenlet_library, request_here
 from kerneltrace_django.settings import DjangoOptions, options
 from kerneltrace_django.work import Work, start_tracer
 
@@ -31,11 +31,6 @@ kernel_task_finished = Signal()
 
 log = logging.getLogger("kerneltrace")
 events = EventLog("kerneltrace.task")
-
-PATCHERS = (
-    ("gevent.monkey", "is_module_patched", "threading"),
-    ("eventlet.patcher", "is_monkey_patched", "thread"),
-)
 
 # By thread and id: a message that was delivered twice runs twice.
 _running: dict[tuple[int, str], Work] = {}
@@ -131,12 +126,11 @@ def _write(stats: KernelStats, about: dict[str, Any], chosen: DjangoOptions) -> 
 
 
 def _threads_are_greenlets() -> bool:
-    for module, ask, name in PATCHERS:
-        patched = getattr(sys.modules.get(module), ask, None)
-        if patched is not None and patched(name):
-            _warn(f"trace tasks: {module} has many on one thread (use prefork or threads)")
-            return True
-    return False
+    module = greenlet_library()
+    if module is None:
+        return False
+    _warn(f"trace tasks: {module} has many on one thread (use prefork or threads)")
+    return True
 
 
 def _warn(message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import re
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from kerneltrace_core.requests import RequestTracer
 from kerneltrace_django.settings import DjangoOptions, options
 
 __all__ = ["Tracing", "tracing"]
+
+logger = logging.getLogger("kerneltrace")
 
 Decide = Callable[[Any], object]
 
@@ -34,6 +37,7 @@ class Tracing:
         self.skip = _skip(options)
         self.timing = _timing(options)
         self._tracer: RequestTracer | None = None
+        self._complained = False
 
     def tracer(self) -> RequestTracer | None:
         """Return the tracer once it is ready, and begin to start it if need be.
@@ -73,6 +77,10 @@ class Tracing:
         try:
             tracer.start()
         except KernelTraceError as error:
+            # Django's default logging tells nobody why every answer is a 500.
+            if not self._complained:
+                self._complained = True
+                logger.error("KERNELTRACE['REQUIRED']: %s", error)  # noqa: TRY400 - raised below
             raise ImproperlyConfigured(f"KERNELTRACE['REQUIRED']: {error}") from error
 
 

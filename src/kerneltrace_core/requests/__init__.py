@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kerneltrace_core.requests.context import current, request_here
 from kerneltrace_core.requests.engine import Record
+from kerneltrace_core.requests.greenlets import greenlet_library
 from kerneltrace_core.requests.options import IntegrationOptions, TracerOptions, resolve
 from kerneltrace_core.requests.stats import CallStats, KernelStats
 from kerneltrace_core.requests.tracer import RequestTracer
@@ -16,6 +17,7 @@ __all__ = [
     "RequestTracer",
     "TracerOptions",
     "current",
+    "greenlet_library",
     "request_here",
     "resolve",
 ]

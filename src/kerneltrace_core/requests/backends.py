@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Protocol
 
 from kerneltrace_core.errors import KernelTraceError, LoadError, PrivilegeError, UnsupportedError
+from kerneltrace_core.requests.greenlets import greenlet_library
 from kerneltrace_core.requests.measures import Measures
 from kerneltrace_core.requests.options import TracerOptions
 
@@ -137,6 +138,16 @@ def open_backend(options: TracerOptions) -> Backend | None:
     One WARNING says why it is not BPF. Raises KernelTraceError only if BPF was required.
     """
     if not options.enabled or options.backend == "off":
+        return None
+    library = greenlet_library()
+    if library is not None:
+        told = (
+            f"{library} has made greenlets of threads, which change places unseen "
+            "(use workers with threads, or asyncio)"
+        )
+        if options.required:
+            raise UnsupportedError(f"start kernel tracing: {told}")
+        logger.warning("kernel tracing is not possible: %s; tracing is off", told)
         return None
     if options.backend != "procfs":
         try:
