@@ -70,16 +70,36 @@ def _calls(calls: list[Any] | None) -> list[dict[str, Any]] | None:
 
 
 def summary(fields: Mapping[str, Any]) -> str:
-    """Return the ledger of kernel_fields() in one line for people; empty if nothing is known."""
+    """Return the ledger of kernel_fields() in one line for people; empty if nothing is known.
+
+    What may be loop wait or suspended is told as both ranges, never as one of them.
+    """
+    doubt = 0.0
+    if fields["kernel_loop_wait_exact"] is False:
+        doubt = fields["kernel_loop_wait_max_ms"] - fields["kernel_loop_wait_ms"]
     parts = []
     for name in SUMMARY:
         value = fields[f"kernel_{name}_ms"]
         if value is None:
             continue
-        causes = fields["kernel_blocked_by"] if name == "blocked" else None
-        largest = f" ({max(causes, key=causes.__getitem__)[:-3]})" if causes else ""
-        parts.append(f"{name.replace('_', ' ')} {value:.1f}{largest}")
+        told = f"{name.replace('_', ' ')} {value:.1f}"
+        if name == "loop_wait" and doubt:
+            told += f" to {value + doubt:.1f}"
+        elif name == "suspended" and doubt:
+            told = f"suspended {max(0.0, value - doubt):.1f} to {value:.1f}"
+        elif name == "blocked":
+            told += _largest(fields["kernel_blocked_by"])
+        parts.append(told)
+    threads = fields["kernel_thread_ms"]
+    if parts and threads:
+        blocked, causes = fields["kernel_thread_blocked_ms"], fields["kernel_thread_blocked_by"]
+        rest = "" if blocked is None else f", blocked {blocked:.1f}{_largest(causes)}"
+        return f"{', '.join(parts)}; in threads {threads:.1f}{rest}"
     return ", ".join(parts)
+
+
+def _largest(causes: Mapping[str, float] | None) -> str:
+    return f" ({max(causes, key=causes.__getitem__)[:-3]})" if causes else ""
 
 
 class EventLog:

@@ -58,7 +58,7 @@ class RequestReport:
         if held_loop and self.loop_block_ns is not None:
             held_ns = stats.loop_block_max_ns
             if held_ns is not None and held_ns >= self.loop_block_ns:
-                self._warn_of_loop(about, held_ns)
+                self._warn_of_loop(about, held_ns, stats)
         if logged and self._is_slow(stats) and self._requests.enabled(self.level):
             self._log(stats, about)
 
@@ -80,13 +80,17 @@ class RequestReport:
             self.level, event, text, {**about, "duration_ms": duration_ms, **fields}
         )
 
-    def _warn_of_loop(self, about: dict[str, Any], held_ns: int) -> None:
+    def _warn_of_loop(self, about: dict[str, Any], held_ns: int, stats: KernelStats) -> None:
         held_ms = milliseconds(held_ns)
+        # Of the whole request, whose longest step this is: cpu, or what it blocked on.
+        fields = kernel_fields(stats)
+        told = summary(fields)
         self._loop.write(
             logging.WARNING,
             "loop_block",
-            f"{_name(about)} held the event loop for {held_ms:.1f} ms",
-            {**about, "loop_block_ms": held_ms},
+            f"{_name(about)} held the event loop for {held_ms:.1f} ms in one step "
+            f"({about['path']}; the request: {told})",
+            {**about, "loop_block_ms": held_ms, **fields},
         )
 
 

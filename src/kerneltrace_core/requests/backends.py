@@ -156,12 +156,13 @@ def open_backend(options: TracerOptions) -> Backend | None:
             known = isinstance(error, (KernelTraceError, OSError))
             told = describe(error)
             if options.required:
+                refusal = f"kernel tracing by BPF is required and not possible: {told}; {DOCTOR}"
                 if isinstance(error, LoadError):
-                    error.message = f"{told}; {DOCTOR}"
+                    error.message = refusal
                 if isinstance(error, KernelTraceError):
-                    error.args = (f"{told}; {DOCTOR}", *error.args[1:])
+                    error.args = (refusal, *error.args[1:])
                     raise
-                raise UnsupportedError(f"start kernel tracing: {told}; {DOCTOR}") from error
+                raise UnsupportedError(refusal) from error
             logger.warning(
                 "kernel tracing by BPF is not possible: %s; counting from /proc instead, "
                 "which sees less; %s",

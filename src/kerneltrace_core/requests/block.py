@@ -21,6 +21,8 @@ _BANK_BLOCKED = Struct(f"<{len(layout.CAUSES)}Q").unpack_from
 _CALLS = Struct(f"<{layout.CALLS * layout.CALL_WORDS}Q").unpack_from
 _NO_BLOCK = bytes(layout.BLOCK_WORDS * 8)
 
+FLAG_UNSEEN = 2  # of the ledger: see _native/step/types.h
+
 # Words that hold a state or a maximum: a difference of two blocks takes the later one.
 _NOT_SUMMED = frozenset(
     (0, layout.LOOP_BLOCK_MAX_NS, layout.THREADS_USED, layout.DETACHED, layout.FLAGS, layout.VALUE)
@@ -116,13 +118,18 @@ class StatsBlock:
 
     @property
     def attribution(self) -> str:
-        """``exact``, or ``none``: no slot was free, or nothing is traced."""
+        """``exact``, or ``none``: no slot or thread entry was free, or nothing is traced."""
         return "exact" if self._charged() else "none"
 
     # ---- decoding -------------------------------------------------------------
 
     def _charged(self) -> bool:
-        return self._measures.ledger and self._word(layout.VALUE) != 0
+        # Work of a thread that the kernel does not watch is missing: then all of it is unknown.
+        return (
+            self._measures.ledger
+            and self._word(layout.VALUE) != 0
+            and not self._word(layout.FLAGS) & FLAG_UNSEEN
+        )
 
     def _word(self, index: int) -> int:
         value: int = _WORD(self.block(), index * 8)[0]

@@ -11,7 +11,7 @@ from concurrent.futures import thread as pool_threads
 from typing import TYPE_CHECKING, Any
 
 from kerneltrace_core.requests.context import request_here
-from kerneltrace_core.requests.engine import pop, push
+from kerneltrace_core.requests.engine import current, pop, push
 from kerneltrace_core.requests.imports import ImportWatch
 
 if TYPE_CHECKING:
@@ -35,8 +35,9 @@ def run_as(
     record: Record, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """Call a function with this thread working for the record."""
-    previous = push(record)
+    previous = current()  # not push's answer: a signal may raise before the try begins
     try:
+        push(record)
         return function(*args, **kwargs)
     finally:
         pop(previous)

@@ -65,9 +65,12 @@ class _Thread:
     __slots__ = ("_io", "_own_reads", "_schedstat", "cpu_ns", "last", "now")
 
     def __init__(self, *, schedstat: bool, io: bool) -> None:
+        self._schedstat = self._io = -1
         # Opened by the thread itself, and of it for ever.
-        self._schedstat = os.open(SCHEDSTAT, os.O_RDONLY | os.O_CLOEXEC) if schedstat else -1
-        self._io = os.open(IO, os.O_RDONLY | os.O_CLOEXEC) if io else -1
+        if schedstat:
+            self._schedstat = os.open(SCHEDSTAT, os.O_RDONLY | os.O_CLOEXEC)
+        if io:
+            self._io = os.open(IO, os.O_RDONLY | os.O_CLOEXEC)
         self._own_reads = 0  # bytes that our own readings moved; they count as the thread's
         self.now = time.monotonic_ns()
         self.cpu_ns = time.thread_time_ns()

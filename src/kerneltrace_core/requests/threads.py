@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -30,7 +31,7 @@ class _Seat:
 
     def __del__(self) -> None:
         # On another thread only when the interpreter takes everything down.
-        if self.thread == threading.get_ident():
+        if self.thread == threading.get_ident() and not sys.is_finalizing():
             self.seats.stand_up(self.index)
 
 
@@ -61,6 +62,9 @@ class ThreadSeats:
         region = self.region
         if region is None:
             return
+        # Given up first: a seat that goes when the new one replaces it would take the thread's
+        # new registration with it.
+        _local.__dict__.pop("seat", None)
         try:
             index = -1 if self.closed else self._free.popleft()
         except IndexError:

@@ -27,6 +27,8 @@ logger = logging.getLogger("kerneltrace")
 
 Stats = TypeVar("Stats", bound=KernelStats)
 
+FORK_WAIT_S = 1.0
+_forking = threading.local()  # the tracer whose lock this thread holds across its fork
 LEDGER_WORDS = layout.BLOCK_WORDS - layout.SLOT_WORDS
 
 
@@ -52,6 +54,7 @@ class RequestTracer:
         self._lock = threading.RLock()
         self._started = False
         self._starting = False
+        self._complained = False
         self._started_ns = 0
         self._backend: Backend | None = None
         self._region: engine.Region | None = None
@@ -71,7 +74,11 @@ class RequestTracer:
         """
         with cls._shared_lock:
             if not cls._watching_forks:
-                os.register_at_fork(after_in_child=cls._after_fork)
+                os.register_at_fork(
+                    before=cls._before_fork,
+                    after_in_parent=cls._after_fork_in_parent,
+                    after_in_child=cls._after_fork,
+                )
                 cls._watching_forks = True
             tracer = cls._shared
             if tracer is None or (not tracer._started and not tracer._starting):
@@ -82,6 +89,20 @@ class RequestTracer:
                     "kernel tracing already runs with %s; %s is ignored", tracer.options, options
                 )
             return tracer
+
+    @classmethod
+    def _before_fork(cls) -> None:
+        # Not in the middle of a start: what it has opened so far the child could not give up.
+        tracer = cls._shared
+        held = tracer is not None and tracer._lock.acquire(timeout=FORK_WAIT_S)
+        _forking.held = tracer if held else None
+
+    @classmethod
+    def _after_fork_in_parent(cls) -> None:
+        held: RequestTracer | None = getattr(_forking, "held", None)
+        _forking.held = None
+        if held is not None:
+            held._lock.release()
 
     @classmethod
     def _after_fork(cls) -> None:
@@ -148,7 +169,14 @@ class RequestTracer:
         if self._started or self._starting:
             return
         self._starting = True
-        threading.Thread(target=self._start_quietly, name="kerneltrace-start", daemon=True).start()
+        thread = threading.Thread(target=self._start_quietly, name="kerneltrace-start", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # no thread to be had: the next request tries again
+            self._starting = False
+            if not self._complained:
+                self._complained = True
+                logger.warning("start kernel tracing: %s; trying again with each request", error)
 
     def _start_quietly(self) -> None:
         try:
@@ -166,16 +194,20 @@ class RequestTracer:
                 return
             self.ready = False
             self._started = False
-            self._handover.remove()
-            self._tasks.release()
-            if "trio" in sys.modules:
-                self._trio.release()
-            if self._seats is not None:
-                self._seats.close()
-            if self._backend is not None:
-                self._backend.close()
+            backend, seats = self._backend, self._seats
             self._backend = self._region = self._seats = None
             self._measures = self._measures_off_loop = OFF
+            try:
+                self._handover.remove()
+                self._tasks.release()
+                if "trio" in sys.modules:
+                    self._trio.release()
+            finally:
+                # Whatever fails above, nothing stays attached.
+                if seats is not None:
+                    seats.close()
+                if backend is not None:
+                    backend.close()
 
     # ---- requests -------------------------------------------------------------------
 
@@ -251,13 +283,14 @@ class RequestTracer:
     def health(self) -> dict[str, Any]:
         """Say what runs, in data.
 
-        ``status``: ``ok``; ``degraded``, not BPF or not every group; ``off``.
+        ``status``: ``ok``; ``degraded``: not BPF, not every group, or threads unseen; ``off``.
         """
         backend, region, seats = self._backend, self._region, self._seats
         if backend is None or region is None or seats is None:
             return {"status": "off", "backend": "off", "probes": {}}
         probes = backend.probes()
-        whole = backend.name == "bpf" and set(probes.values()) == {"attached"}
+        attached = backend.name == "bpf" and set(probes.values()) == {"attached"}
+        whole = attached and not seats.refused
         return {
             "status": "ok" if whole else "degraded",
             "backend": backend.name,

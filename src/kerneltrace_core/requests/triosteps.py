@@ -60,13 +60,17 @@ class TrioTasks:
             trio.lowlevel.add_instrument(steps)  # type: ignore[arg-type]
 
     def release(self) -> None:
-        """Forget the runs; on the trio thread itself, remove the instrument."""
+        """Remove the instrument, if this is the run's own thread.
+
+        Another thread's run keeps it: with its records closed it does nothing, and the next
+        start finds it again.
+        """
         import trio
 
         for run, steps in list(self._runs.items()):
             try:
                 if trio.lowlevel.current_root_task() is run:
                     trio.lowlevel.remove_instrument(steps)  # type: ignore[arg-type]
+                    del self._runs[run]
             except (RuntimeError, KeyError):
-                continue  # another thread's run: its records are closed, the steps do nothing
-        self._runs.clear()
+                continue
