@@ -183,7 +183,7 @@ def test_after_the_end_the_socket_is_gone_and_its_thread_too(open_tmp_path: Path
     until = time.monotonic() + 10
     while threading.active_count() > before and time.monotonic() < until:
         time.sleep(0.01)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before  # others may have ended meanwhile
     assert list((open_tmp_path / "run").iterdir()) == []
 
 
