@@ -74,7 +74,7 @@ static __always_inline __u16 kt_descriptor_kind(struct task_struct *task, __u64 
 /*
  * Why the current thread is about to block: at sched_switch it is still the one
  * that is switched out. Global, so that the verifier looks at it by itself and
- * not once for each way that leads here: that is 8 ms of load time.
+ * not once for each way that leads here, which takes milliseconds of load time.
  *
  * Order matters. A page fault inside a system call shows that call's registers,
  * so the wait's own in_iowait is asked before the descriptor; a pipe or socket

@@ -173,17 +173,19 @@ def test_one_that_does_not_answer_is_told_and_others_are_asked(
 def test_after_the_end_the_socket_is_gone_and_its_thread_too(open_tmp_path: Path) -> None:
     import threading
 
-    before = threading.active_count()
+    before = set(threading.enumerate())
     server = RecentServer.open(str(open_tmp_path / "run"), list)
     assert ask(server.path) == {"pid": os.getpid(), "requests": []}
+    begun = set(threading.enumerate()) - before
+    assert begun
 
     server.close()
     server.close()
 
     until = time.monotonic() + 10
-    while threading.active_count() > before and time.monotonic() < until:
+    while any(thread.is_alive() for thread in begun) and time.monotonic() < until:
         time.sleep(0.01)
-    assert threading.active_count() <= before  # others may have ended meanwhile
+    assert not [thread for thread in begun if thread.is_alive()]
     assert list((open_tmp_path / "run").iterdir()) == []
 
 
