@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from celery import Celery
+from celery.signals import worker_ready
 from django.conf import settings
 
 BYTES = 512
@@ -112,7 +113,14 @@ def main(pool: str, count: int) -> None:
         without_heartbeat=True,
         quiet=True,
     )
-    threading.Thread(target=send_then_stop, daemon=True).start()
+    sender = threading.Thread(target=send_then_stop, daemon=True)
+
+    @worker_ready.connect(weak=False)
+    def send(**_signal: Any) -> None:
+        # Not before the pool has forked: sending imports modules, and a child that is forked
+        # in the middle of an import waits for that module's lock for ever.
+        sender.start()
+
     worker.start()
 
 
