@@ -75,6 +75,15 @@ class BpfObject:
         memory = lib.initial_value(lib.find_map(self._object, section))
         memory[offset : offset + size] = value.to_bytes(size, "little")
 
+    def initial_data(self, section: str) -> memoryview:
+        """Return the memory of a data section (``.rodata``) as load will find it, to be changed."""
+        self._check_open()
+        return lib.initial_value(lib.find_map(self._object, section))
+
+    def data_bytes(self, section: str) -> int:
+        """Return the size of a data section in bytes."""
+        return len(self.initial_data(section))
+
     def resize_map(self, name: str, entries: int) -> None:
         """Set a map's number of entries."""
         lib.set_max_entries(lib.find_map(self._object, name), entries)
