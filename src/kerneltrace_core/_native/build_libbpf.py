@@ -51,7 +51,7 @@ void btf__free(struct btf *btf);
 int kt_tracepoint_arguments(const struct btf *btf, const char *name);
 
 void kt_trim(void);
-void kt_log_begin(void);
+void kt_log_begin(int debug);
 const char *kt_log_end(void);
 void *kt_region_map(int map_fd, size_t size);
 void *kt_region_anonymous(size_t size);

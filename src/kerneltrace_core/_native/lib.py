@@ -8,6 +8,7 @@ next is said by the callers, who get the errno and the lines that libbpf wrote.
 from __future__ import annotations
 
 import errno as errno_names
+import logging
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
@@ -51,11 +52,38 @@ T = TypeVar("T")
 WRONG_HINTS = ("permission error while running as root; try raising 'ulimit -l'",)
 
 
-def _log_lines() -> tuple[str, ...]:
+libbpf_logger = logging.getLogger("kerneltrace.libbpf")
+LIBBPF_LEVELS = {"0": logging.WARNING, "1": logging.INFO, "2": logging.DEBUG}
+
+
+def _log_begin() -> None:
+    lib.kt_log_begin(libbpf_logger.isEnabledFor(logging.DEBUG))
+
+
+def _log_messages() -> list[tuple[int, str]]:
     text: str = ffi.string(lib.kt_log_end()).decode("utf-8", "replace")
+    # What stands before the first mark is the rest of a message whose beginning was dropped.
+    rest, *messages = text.split("\x02")
+    parted = [(LIBBPF_LEVELS[each[0]], each[1:]) for each in messages if each]
+    return [(logging.INFO, rest), *parted] if rest else parted
+
+
+def _log_lines() -> tuple[str, ...]:
+    """Return libbpf's lines without its debugging, which an error is not the place for."""
     return tuple(
-        line for line in text.splitlines() if not any(hint in line for hint in WRONG_HINTS)
+        line
+        for level, message in _log_messages()
+        if level > logging.DEBUG
+        for line in message.splitlines()
+        if not any(hint in line for hint in WRONG_HINTS)
     )
+
+
+def _log_end(*, failed: bool) -> None:
+    """Pass libbpf's lines on to logging; those of a failure as DEBUG, its exception has them."""
+    for level, message in _log_messages():
+        for line in message.splitlines():
+            libbpf_logger.log(logging.DEBUG if failed else level, "%s", line.rstrip())
 
 
 # libbpf's own, beyond errno (its libbpf.h, enum libbpf_errno).
@@ -80,6 +108,7 @@ def _reason(code: int) -> str:
 
 
 def _refused(act: str, code: int, error: Callable[..., KernelTraceError] = LoadError) -> NoReturn:
+    _log_end(failed=True)
     if code in (errno_names.EPERM, errno_names.EACCES) and not _verifier_spoke(_log_lines()):
         raise PrivilegeError(f"{act}: {_reason(code)}", errno=code)
     if error is LoadError:
@@ -113,11 +142,12 @@ def _checked(act: str, code: int) -> int:
 
 def open_object(data: bytes, name: str, btf_path: str | None = None) -> Object:
     """Parse an ELF object. Raises LoadError. The caller closes it."""
-    lib.kt_log_begin()
+    _log_begin()
     path = ffi.NULL if btf_path is None else btf_path.encode()
     found = lib.kt_object_open(data, len(data), name.encode(), path)
     if found == ffi.NULL:
         _refused(f"open BPF object {name}", ffi.errno)
+    _log_end(failed=False)
     return found
 
 
@@ -126,8 +156,9 @@ def load_object(opened: Object, name: str) -> None:
 
     Raises LoadError with the verifier's log, PrivilegeError.
     """
-    lib.kt_log_begin()
+    _log_begin()
     _checked(f"load BPF object {name}", lib.bpf_object__load(opened))
+    _log_end(failed=False)
 
 
 def close_object(opened: Object) -> None:
@@ -163,10 +194,11 @@ def run_program(fd: int, context: bytearray, act: str) -> None:
 
 def attach(program: Program, name: str) -> Link:
     """Attach a program where its section says. Raises AttachError, PrivilegeError."""
-    lib.kt_log_begin()
+    _log_begin()
     link = lib.bpf_program__attach(program)
     if link == ffi.NULL:
         _refused(f"attach program {name}", ffi.errno, AttachError)
+    _log_end(failed=False)
     return link
 
 
@@ -262,7 +294,7 @@ def trim_memory() -> None:
 
 def load_btf(path: str | None = None) -> Btf:
     """Parse the running kernel's BTF, or a file. Raises LoadError. The caller frees it."""
-    lib.kt_log_begin()
+    _log_begin()
     btf = lib.btf__load_vmlinux_btf() if path is None else lib.btf__parse(path.encode(), ffi.NULL)
     if btf == ffi.NULL:
         code = ffi.errno

@@ -17,15 +17,26 @@
 
 #define KT_LOG_BYTES (256 * 1024) /* a verifier log with its useful end */
 
+/* Each of libbpf's messages begins with this and its level as a digit. */
+#define KT_LOG_MARK "\x02"
+
 static __thread char *log_text;
 static __thread size_t log_used;
+static __thread int log_debug;
+
+static void log_written(int written)
+{
+	if (written > 0) {
+		log_used += written;
+		if (log_used > KT_LOG_BYTES - 1)
+			log_used = KT_LOG_BYTES - 1;
+	}
+}
 
 /* Keeps the newest half when full: the end of a verifier log tells. */
 static int log_line(enum libbpf_print_level level, const char *format, va_list arguments)
 {
-	int written;
-
-	if (!log_text || level == LIBBPF_DEBUG)
+	if (!log_text || (level == LIBBPF_DEBUG && !log_debug))
 		return 0;
 	if (log_used > KT_LOG_BYTES / 2) {
 		size_t keep = log_used / 2;
@@ -33,17 +44,15 @@ static int log_line(enum libbpf_print_level level, const char *format, va_list a
 		memmove(log_text, log_text + log_used - keep, keep);
 		log_used = keep;
 	}
-	written = vsnprintf(log_text + log_used, KT_LOG_BYTES - log_used, format, arguments);
-	if (written > 0) {
-		log_used += written;
-		if (log_used > KT_LOG_BYTES - 1)
-			log_used = KT_LOG_BYTES - 1;
-	}
+	log_written(snprintf(log_text + log_used, KT_LOG_BYTES - log_used, KT_LOG_MARK "%d",
+			     (int)level));
+	log_written(vsnprintf(log_text + log_used, KT_LOG_BYTES - log_used, format, arguments));
 	return 0;
 }
 
-void kt_log_begin(void)
+void kt_log_begin(int debug)
 {
+	log_debug = debug;
 	libbpf_set_print(log_line);
 	if (!log_text)
 		log_text = malloc(KT_LOG_BYTES);

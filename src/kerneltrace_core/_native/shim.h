@@ -11,8 +11,11 @@
 struct bpf_object;
 struct btf;
 
-/* Lines that libbpf prints on this thread between begin and end. */
-void kt_log_begin(void);
+/*
+ * What libbpf prints on this thread between begin and end: each message behind
+ * "\x02" and its level (0 warning, 1 information, 2 debug, kept if asked for).
+ */
+void kt_log_begin(int debug);
 const char *kt_log_end(void);
 
 /* NULL and errno on failure. btf_path may be NULL: the running kernel's. */
