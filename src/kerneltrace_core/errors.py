@@ -7,6 +7,7 @@ from collections.abc import Sequence
 __all__ = [
     "AttachError",
     "ClosedError",
+    "FormatError",
     "KernelTraceError",
     "LoadError",
     "NativeMissingError",
@@ -27,6 +28,10 @@ class KernelTraceError(Exception):
 
 class OptionError(KernelTraceError, ValueError):
     """An option has an unknown name or a value that would be misread."""
+
+
+class FormatError(KernelTraceError, ValueError):
+    """An ELF file or its BTF is malformed, cut short, or says what cannot be."""
 
 
 class _SystemError(KernelTraceError, OSError):
