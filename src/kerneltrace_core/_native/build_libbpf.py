@@ -13,6 +13,7 @@ from cffi import FFI
 HERE = Path(__file__).resolve().parent
 LIBRARY_FOLDERS = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/local/lib64")
 LIBRARIES = ("bpf", "elf", "z")
+SHIMS = ("shim", "shim_attach")
 
 DECLARATIONS = """
 struct bpf_object; struct bpf_program; struct bpf_map; struct bpf_link; struct btf;
@@ -32,6 +33,30 @@ struct bpf_link *bpf_program__attach(const struct bpf_program *program);
 int bpf_link__destroy(struct bpf_link *link);
 int bpf_link__fd(const struct bpf_link *link);
 int kt_program_run(int program_fd, void *context, size_t size);
+
+const char *bpf_program__section_name(const struct bpf_program *program);
+int bpf_program__type(const struct bpf_program *program);
+int bpf_program__expected_attach_type(const struct bpf_program *program);
+bool bpf_program__autoload(const struct bpf_program *program);
+int bpf_program__set_expected_attach_type(struct bpf_program *program, int type);
+int bpf_program__set_attach_target(struct bpf_program *program, int fd, const char *name);
+
+int kt_tracepoint_open(int program_fd, const char *name);
+int kt_link_create(int program_fd, int target, int attach_type, uint32_t flags, uint64_t cookie);
+int kt_link_uprobes(int program_fd, const char *path, const uint64_t *offsets,
+                    const uint64_t *counters, const uint64_t *cookies, uint32_t count, int pid,
+                    int is_return);
+struct kt_perf {
+    uint32_t type; uint64_t config; const char *name; uint64_t config1; uint64_t config2;
+    uint64_t period; int by_frequency; int inherit; int pid; int cpu;
+};
+int kt_perf_open(const struct kt_perf *wanted);
+int kt_perf_enable(int perf_fd);
+int kt_perf_set_program(int perf_fd, int program_fd);
+int kt_tc_hook_create(int interface);
+int kt_tc_hook_destroy(int interface);
+int kt_tc_attach(int interface, int egress, int program_fd, uint32_t *handle, uint32_t *priority);
+int kt_tc_detach(int interface, int egress, uint32_t handle, uint32_t priority);
 
 int bpf_map__fd(const struct bpf_map *map);
 int bpf_map__set_max_entries(struct bpf_map *map, uint32_t entries);
@@ -73,6 +98,7 @@ SOURCE = """
 #include <bpf/btf.h>
 #include <bpf/libbpf.h>
 #include "shim.h"
+#include "shim_attach.h"
 #include "kt_region.h"
 static const size_t kt_thread_bytes = sizeof(struct kt_thread);
 static const size_t kt_slot_bytes = sizeof(struct kt_slot);
@@ -119,8 +145,11 @@ def make_ffi() -> FFI:
     ffi.set_source(
         "kerneltrace_core._native._libbpf",
         SOURCE,
-        sources=[os.path.relpath(HERE / "shim.c", root)],
-        depends=[os.path.relpath(HERE / "shim.h", root), "probes/include/kt_region.h"],
+        sources=[os.path.relpath(HERE / f"{name}.c", root) for name in SHIMS],
+        depends=[
+            *(os.path.relpath(HERE / f"{name}.h", root) for name in SHIMS),
+            "probes/include/kt_region.h",
+        ],
         include_dirs=[os.path.relpath(HERE, root), "probes/include"],
         extra_compile_args=["-Wall", "-Wextra"],
         # Archives first: libbpf needs what follows.

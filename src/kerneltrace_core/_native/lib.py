@@ -22,7 +22,9 @@ from kerneltrace_core.errors import (
 )
 
 try:
-    from kerneltrace_core._native._libbpf import ffi, lib
+    # By another module of this package too, which is not to import the extension itself.
+    from kerneltrace_core._native._libbpf import ffi as ffi
+    from kerneltrace_core._native._libbpf import lib as lib
 except ImportError as cause:
     raise NativeMissingError(
         f"import kerneltrace_core._native._libbpf: {cause} "

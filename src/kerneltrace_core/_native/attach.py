@@ -1,0 +1,204 @@
+"""Attaching as Python functions: one system call each, every return code checked on its line.
+
+Each that attaches returns a descriptor; closing it detaches. Thread-safe, the GIL is released.
+Raises AttachError, or PrivilegeError for EPERM and EACCES, with ``act`` and the errno: what
+that means for a certain probe is said by the callers.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from typing import NoReturn
+
+from kerneltrace_core._native.lib import Link, Program, _log_begin, _log_end, _reason, ffi, lib
+from kerneltrace_core.errors import AttachError, PrivilegeError
+
+__all__ = [
+    "attach_by_section",
+    "create_link",
+    "create_uprobe_link",
+    "enable_perf_event",
+    "open_perf_event",
+    "open_tracepoint",
+    "program_facts",
+    "set_attach_target",
+    "set_attach_type",
+    "set_perf_program",
+    "tc_attach",
+    "tc_detach",
+    "tc_hook_create",
+    "tc_hook_destroy",
+    "update_map",
+]
+
+THREADS = 1
+PROCESSES = 2
+
+
+def _refused(act: str, code: int) -> NoReturn:
+    _log_end(failed=True)
+    kind = PrivilegeError if code in (errno.EPERM, errno.EACCES) else AttachError
+    raise kind(f"{act}: {_reason(code)}", errno=code)
+
+
+def _checked(act: str, code: int) -> int:
+    if code < 0:
+        _refused(act, -code)
+    return code
+
+
+# ---- programs before load ---------------------------------------------------
+
+
+def program_facts(program: Program) -> tuple[str, int, int, bool]:
+    """Return section, type and expected attach type (kernel numbers), and whether it loads."""
+    section: str = ffi.string(lib.bpf_program__section_name(program)).decode()
+    return (
+        section,
+        int(lib.bpf_program__type(program)),
+        int(lib.bpf_program__expected_attach_type(program)),
+        bool(lib.bpf_program__autoload(program)),
+    )
+
+
+def set_attach_type(program: Program, attach_type: int) -> None:
+    """Set the expected attach type before load."""
+    _checked("set attach type", lib.bpf_program__set_expected_attach_type(program, attach_type))
+
+
+def set_attach_target(program: Program, name: str) -> None:
+    """Say before load which kernel function or tracepoint a tracing program is for.
+
+    Reads the kernel's BTF the first time (tens of milliseconds). ESRCH: there is none.
+    """
+    _log_begin()
+    _checked(
+        f"find {name} in the kernel's BTF",
+        lib.bpf_program__set_attach_target(program, 0, name.encode()),
+    )
+
+
+# ---- tracepoints and links --------------------------------------------------
+
+
+def open_tracepoint(program_fd: int, name: str | None) -> int:
+    """Attach to a raw tracepoint, or (None) to what the program was loaded for."""
+    text = ffi.NULL if name is None else ffi.new("char[]", name.encode())
+    return _checked("open raw tracepoint", lib.kt_tracepoint_open(program_fd, text))
+
+
+def create_link(
+    program_fd: int, target: int, attach_type: int, *, flags: int = 0, cookie: int = 0
+) -> int:
+    """Attach to a descriptor or network interface."""
+    code = lib.kt_link_create(program_fd, target, attach_type, flags, cookie)
+    return _checked("create link", code)
+
+
+def create_uprobe_link(
+    program_fd: int,
+    path: bytes,
+    offsets: Sequence[int],
+    *,
+    counters: Sequence[int] | None = None,
+    cookies: Sequence[int] | None = None,
+    pid: int = 0,
+    is_return: bool = False,
+) -> int:
+    """Attach to offsets of a file by one uprobe_multi link (6.6); pid 0 is every process."""
+
+    def array(values: Sequence[int] | None) -> object:
+        return ffi.NULL if values is None else ffi.new("uint64_t[]", list(values))
+
+    code = lib.kt_link_uprobes(
+        program_fd, ffi.new("char[]", path), array(offsets), array(counters), array(cookies),
+        len(offsets), pid, is_return,
+    )  # fmt: skip
+    return _checked("create uprobe_multi link", code)
+
+
+# ---- perf events ------------------------------------------------------------
+
+
+def open_perf_event(
+    kind: int,
+    config: int,
+    *,
+    name: bytes | None = None,
+    config1: int = 0,
+    config2: int = 0,
+    period: int = 0,
+    by_frequency: bool = False,
+    inherit: int = 0,
+    pid: int = -1,
+    cpu: int = -1,
+) -> int:
+    """Open a disabled perf event; ``inherit`` is 0, THREADS (5.13) or PROCESSES."""
+    text = ffi.NULL if name is None else ffi.new("char[]", name)
+    wanted = ffi.new(
+        "struct kt_perf *",
+        (kind, config, text, config1, config2, period, by_frequency, inherit, pid, cpu),
+    )
+    return _checked("open perf event", lib.kt_perf_open(wanted))
+
+
+def enable_perf_event(fd: int) -> None:
+    """Let a perf event begin."""
+    _checked("enable perf event", lib.kt_perf_enable(fd))
+
+
+def set_perf_program(fd: int, program_fd: int) -> None:
+    """Attach to a perf event on kernels without perf links (before 5.15)."""
+    _checked("set program of perf event", lib.kt_perf_set_program(fd, program_fd))
+
+
+# ---- traffic control --------------------------------------------------------
+
+
+def tc_hook_create(interface: int) -> bool:
+    """Give an interface a clsact qdisc; False if it has one."""
+    _log_begin()
+    code = lib.kt_tc_hook_create(interface)
+    if code == -errno.EEXIST:
+        return False
+    _checked("create clsact qdisc", code)
+    return True
+
+
+def tc_hook_destroy(interface: int) -> None:
+    """Remove the clsact qdisc with every filter in it."""
+    _log_begin()
+    _checked("remove clsact qdisc", lib.kt_tc_hook_destroy(interface))
+
+
+def tc_attach(interface: int, *, egress: bool, program_fd: int) -> tuple[int, int]:
+    """Add a filter; its handle and priority, which ``tc_detach`` takes."""
+    _log_begin()
+    place = ffi.new("uint32_t[2]")
+    code = lib.kt_tc_attach(interface, egress, program_fd, place, place + 1)
+    _checked("add tc filter", code)
+    return int(place[0]), int(place[1])
+
+
+def tc_detach(interface: int, *, egress: bool, handle: int, priority: int) -> None:
+    """Remove a filter."""
+    _log_begin()
+    _checked("remove tc filter", lib.kt_tc_detach(interface, egress, handle, priority))
+
+
+# ---- what is left to libbpf -------------------------------------------------
+
+
+def attach_by_section(program: Program) -> Link:
+    """Attach as libbpf reads the section; the link is the caller's, to destroy."""
+    _log_begin()
+    link = lib.bpf_program__attach(program)
+    if link == ffi.NULL:
+        _refused("attach by section", ffi.errno)
+    return link
+
+
+def update_map(fd: int, key: bytes, value: bytes) -> None:
+    """Store a value; sizes are the caller's duty."""
+    _checked("update map", lib.bpf_map_update_elem(fd, key, value, 0))
