@@ -1,0 +1,54 @@
+"""Where global variables are: BTF says their types, the symbols of the ELF file the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from kerneltrace_core.btf.elf import Elf, Symbol
+from kerneltrace_core.btf.format import Btf
+from kerneltrace_core.btf.kinds import DataSection, Variable
+
+__all__ = ["Placed", "place_variables"]
+
+STATIC = 0
+
+
+class Placed(NamedTuple):
+    """A variable of BTF, and its place in its section in bytes."""
+
+    name: str
+    section: str
+    offset: int
+    size: int
+    target: int  # the id of its type
+
+
+def place_variables(btf: Btf, elf: Elf | None) -> tuple[Placed, ...]:
+    """Return the variables of all sections, in the order of BTF. Raises FormatError.
+
+    Compilers leave the offset of a global one to the linker: it is 0 in an object that was not
+    linked, and its symbol knows. Without ``elf`` the offsets are taken as they are.
+    """
+    symbols = {} if elf is None else dict(_globals(elf))
+    found = []
+    for section in btf.types:
+        if not isinstance(section, DataSection):
+            continue
+        for each in section.variables:
+            variable = btf.at(each.type_id)
+            if not isinstance(variable, Variable):
+                # Functions too may be in a section (.ksyms); they are no data.
+                continue
+            offset = each.offset
+            symbol = symbols.get((section.name, variable.name))
+            if variable.linkage != STATIC and symbol is not None:
+                offset = symbol.value
+            found.append(Placed(variable.name, section.name, offset, each.size, variable.target))
+    return tuple(found)
+
+
+def _globals(elf: Elf) -> Iterator[tuple[tuple[str, str], Symbol]]:
+    for symbol in elf.symbols():
+        if not symbol.is_local and 0 < symbol.section_index < len(elf.sections):
+            yield (elf.sections[symbol.section_index].name, symbol.name), symbol
