@@ -13,6 +13,7 @@ __all__ = [
     "NativeMissingError",
     "OptionError",
     "PrivilegeError",
+    "RingError",
     "UnsupportedError",
 ]
 
@@ -82,6 +83,10 @@ class LoadError(_SystemError):
             lines.append(f"  ({left_out} earlier log lines left out; all are in .log)")
         lines.extend(f"  {line}" for line in shown)
         return "\n".join(lines)
+
+
+class RingError(_SystemError):
+    """A ring or perf buffer could not be mapped, or holds what no kernel writes."""
 
 
 class ClosedError(KernelTraceError, ValueError):

@@ -13,7 +13,7 @@ from cffi import FFI
 HERE = Path(__file__).resolve().parent
 LIBRARY_FOLDERS = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/local/lib64")
 LIBRARIES = ("bpf", "elf", "z")
-SHIMS = ("shim", "shim_attach")
+SHIMS = ("shim", "shim_attach", "shim_ring")
 
 DECLARATIONS = """
 struct bpf_object; struct bpf_program; struct bpf_map; struct bpf_link; struct btf;
@@ -82,6 +82,29 @@ void *kt_region_map(int map_fd, size_t size);
 void *kt_region_anonymous(size_t size);
 int kt_region_forget(void *address, size_t size);
 
+struct kt_ring { uint64_t *consumer; const uint64_t *producer; const uint8_t *data; uint64_t size; };
+struct kt_drained { uint64_t bytes, records, discarded, lost, needed; int more; };
+struct kt_wanted { uint32_t size; int tag_offset; uint32_t tag_size; uint32_t tags_count;
+                   const uint64_t *tags; };
+struct kt_perf_ring { const uint64_t *head; uint64_t *tail; const uint8_t *data; uint64_t size;
+                 uint32_t cpu; int fd; void *mapping; uint64_t mapped; };
+int kt_map_shape(int map_fd, uint32_t *type, uint32_t *entries);
+int kt_ring_map(int map_fd, struct kt_ring *ring);
+int kt_ring_unmap(struct kt_ring *ring);
+int kt_ring_drain(const struct kt_ring *ring, void *out, uint64_t out_size, uint64_t limit,
+                  struct kt_drained *result);
+int kt_ring_drain_strided(const struct kt_ring *ring, const struct kt_wanted *wanted, void *out,
+                          uint64_t limit, struct kt_drained *result);
+uint64_t kt_ring_pending(const struct kt_ring *ring);
+int kt_ring_spin(const struct kt_ring *ring, uint64_t nanoseconds);
+uint64_t kt_frames_select(const void *frames, uint64_t size, const struct kt_wanted *wanted,
+                          int exact, void *out);
+int kt_perf_ring_open(int map_fd, uint32_t cpu, uint32_t pages, struct kt_perf_ring *perf);
+int kt_perf_ring_close(struct kt_perf_ring *perf);
+int kt_perf_ring_drain(const struct kt_perf_ring *perf, const uint32_t *sizes, uint32_t sizes_count,
+                  void *out, uint64_t out_size, uint64_t limit, struct kt_drained *result);
+uint64_t kt_perf_ring_pending(const struct kt_perf_ring *perf);
+
 #define KT_ABI ...
 #define KT_THREADS ...
 #define KT_SLOTS ...
@@ -98,6 +121,7 @@ SOURCE = """
 #include <bpf/btf.h>
 #include <bpf/libbpf.h>
 #include "shim.h"
+#include "shim_ring.h"
 #include "shim_attach.h"
 #include "kt_region.h"
 static const size_t kt_thread_bytes = sizeof(struct kt_thread);
