@@ -11,8 +11,9 @@ from kerneltrace_core.exporters.server_timing import server_timing
 from kerneltrace_core.requests import current, request_here
 from kerneltrace_core.requests.engine import pop, push
 from kerneltrace_django.current import RequestStats
+from kerneltrace_django.route import route_of
 from kerneltrace_django.streaming import follow
-from kerneltrace_django.traced import Traced, reset, route_of
+from kerneltrace_django.traced import Traced, reset
 from kerneltrace_django.tracing import Tracing, tracing
 
 __all__ = ["KernelTraceMiddleware"]

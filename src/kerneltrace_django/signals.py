@@ -28,8 +28,8 @@ class RequestSignal(Signal):
 
 # Sent with request and stats (final KernelStats), once for each traced request, when its response
 # was returned or its streamed content has ended. The sender is the middleware's class.
-kernel_request_finished = RequestSignal()
+kernel_request_finished = RequestSignal(use_caching=True)
 
 # Sent with request, stats and duration_ms when one step of the request held the event loop for
 # KERNELTRACE["LOOP_BLOCK_MS"] or longer; just before kernel_request_finished.
-event_loop_blocked = RequestSignal()
+event_loop_blocked = RequestSignal(use_caching=True)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from kerneltrace_core.requests import current
 from kerneltrace_core.requests.engine import pop, push
 from kerneltrace_django.current import RequestStats
+from kerneltrace_django.recent import remember
+from kerneltrace_django.route import route_of
 from kerneltrace_django.signals import event_loop_blocked, kernel_request_finished
 
 if TYPE_CHECKING:
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from kerneltrace_core.requests import Record, RequestTracer
     from kerneltrace_django.tracing import Tracing
 
-__all__ = ["Traced", "reset", "route_of"]
+__all__ = ["Traced", "reset"]
 
 Result = TypeVar("Result")
 
@@ -27,6 +29,19 @@ class Traced:
     ``loop``: its home is an event loop, and not a thread that it has to itself. ``told``: somebody
     may want to know. ``end`` may come from any thread, and more than once.
     """
+
+    __slots__ = (
+        "_open",
+        "_sender",
+        "_told",
+        "_tracing",
+        "error_type",
+        "record",
+        "request",
+        "stats",
+        "status_code",
+        "tracer",
+    )
 
     def __init__(
         self,
@@ -84,11 +99,15 @@ class Traced:
 
     def _tell(self) -> None:
         report, request, stats = self._tracing.report, self.request, self.stats
-        held_ns = stats.loop_block_max_ns if report.loop_block_ns is not None else None
-        if held_ns is not None and held_ns >= (report.loop_block_ns or 0):
-            event_loop_blocked.send_robust(
-                self._sender, request=request, stats=stats, duration_ms=held_ns / 1_000_000
-            )
+        if report.loop_block_ns is not None:
+            held_ns = stats.loop_block_max_ns
+            if held_ns is not None and held_ns >= report.loop_block_ns:
+                event_loop_blocked.send_robust(
+                    self._sender, request=request, stats=stats, duration_ms=held_ns / 1_000_000
+                )
+        if self._tracing.remembers:
+            # Not by the signal: calling its receivers costs more than all that is done here.
+            remember(request, stats, self.status_code)
         kernel_request_finished.send_robust(
             self._sender, request=request, stats=stats, status_code=self.status_code
         )
@@ -105,13 +124,6 @@ class Traced:
             "status_code": self.status_code,
             "error_type": self.error_type,
         }
-
-
-def route_of(request: Any) -> str | None:
-    """Return the pattern of the URL that was resolved, None where none was."""
-    match = request.resolver_match
-    route: str | None = match.route if match is not None else None
-    return route
 
 
 def reset(token: Token[Record | None]) -> None:

@@ -36,6 +36,7 @@ class Tracing:
         self.report = RequestReport(options)
         self.skip = _skip(options)
         self.timing = _timing(options)
+        self.remembers = options.recent_requests > 0
         self._tracer: RequestTracer | None = None
         self._complained = False
 

@@ -22,6 +22,7 @@ from kerneltrace_core.requests.context import current
 from kerneltrace_django import settings as ours
 from kerneltrace_django.current import RequestStats, current_stats
 from kerneltrace_django.middleware import KernelTraceMiddleware
+from kerneltrace_django.recent import recent_requests, stop
 from kerneltrace_django.signals import event_loop_blocked, kernel_request_finished
 
 configure()
@@ -238,6 +239,17 @@ def test_what_is_logged_names_route_view_and_status(
     assert (record.method, record.path, record.route) == ("GET", "/items/7", "items/<int:number>")
     assert (record.view, record.status_code, record.error_type) == ("item", 200, None)
     assert record.kernel_backend == "bpf"
+
+
+def test_a_request_is_remembered_unless_none_are(get: Get) -> None:
+    stop()
+
+    get("/items/4")
+    with override_settings(KERNELTRACE={"RECENT_REQUESTS": 0}):
+        get("/items/5")
+
+    assert [(each.path, each.status_code) for each in recent_requests()] == [("/items/4", 200)]
+    stop()
 
 
 def test_a_page_that_does_not_exist_has_no_route(

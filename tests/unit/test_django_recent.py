@@ -23,7 +23,6 @@ from kerneltrace_django.db import DatabaseStats
 from kerneltrace_django.recent import recent_requests, remember
 from kerneltrace_django.recent_socket import RecentServer, ask, ask_all
 from kerneltrace_django.recent_table import table
-from kerneltrace_django.signals import kernel_request_finished
 
 configure()
 
@@ -72,10 +71,10 @@ def test_the_last_requests_are_remembered_and_no_more(settings: Settings) -> Non
     assert abs(recent_requests()[0].time - time.time()) < 60
 
 
-def test_the_signal_is_what_is_remembered(settings: Settings) -> None:
+def test_a_request_without_a_url_of_its_own_has_no_route(settings: Settings) -> None:
     settings()
 
-    kernel_request_finished.send(object, request=request("/x", None), stats=stats())
+    remember(request("/x", None), stats())
 
     assert [(each.path, each.route) for each in recent_requests()] == [("/x", None)]
 
