@@ -7,7 +7,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
+from kerneltrace_core._native import attach as native_attach
 from kerneltrace_core._native import lib
+from kerneltrace_core.bpf.program import ProgramFacts
 from kerneltrace_core.errors import ClosedError, LoadError
 
 __all__ = ["BpfObject", "builtin_object"]
@@ -46,6 +48,7 @@ class BpfObject:
         self._stack = ExitStack()
         self._stack.callback(lib.close_object, self._object)
         self._programs = dict(lib.programs(self._object))
+        self._attach_targets: dict[str, str] = {}
         self._links: dict[str, lib.Link] = {}
         self.closed = False
 
@@ -60,7 +63,39 @@ class BpfObject:
     ) -> None:
         self.close()
 
+    # ---- what is in it ------------------------------------------------------------
+
+    def programs(self) -> tuple[ProgramFacts, ...]:
+        """Return what the object says about its programs, in the order of their sections."""
+        return tuple(self.program(name) for name in self._programs)
+
+    def program(self, name: str) -> ProgramFacts:
+        """Return what the object says about a program. Raises KeyError if it has none so named."""
+        self._check_open()
+        facts = native_attach.program_facts(self._programs[name])
+        return ProgramFacts(name, *facts, self._attach_targets.get(name))
+
     # ---- before load ------------------------------------------------------------
+
+    def deselect(self, program: str) -> None:
+        """Leave a program out at load."""
+        self._check_open()
+        lib.set_autoload(self._programs[program], False)
+
+    def set_attach_type(self, program: str, attach_type: int) -> None:
+        """Say before load how a program will be attached, by the kernel's number."""
+        self._check_open()
+        native_attach.set_attach_type(self._programs[program], attach_type)
+
+    def set_attach_target(self, program: str, target: str) -> None:
+        """Say before load which kernel function, tracepoint or hook a program is for.
+
+        Reads the kernel's BTF, once for the object. Raises AttachError, errno ESRCH if it has none
+        of that name.
+        """
+        self._check_open()
+        native_attach.set_attach_target(self._programs[program], target)
+        self._attach_targets[program] = target
 
     def select(self, programs: set[str]) -> None:
         """Load only these programs. Raises LoadError for a name that the object has not."""
@@ -107,6 +142,14 @@ class BpfObject:
         """Attach a loaded program to the hook that its section names."""
         self._check_open()
         self._links[program] = lib.attach(self._programs[program], program)
+
+    def attach_by_section(self, program: str) -> lib.Link:
+        """Attach a loaded program as libbpf reads its section; the link is the caller's.
+
+        For what has no way of its own here; the object knows nothing of the link.
+        """
+        self._check_open()
+        return native_attach.attach_by_section(self._programs[program])
 
     def detach(self, program: str) -> None:
         """Detach a program; one that is not attached is left alone."""

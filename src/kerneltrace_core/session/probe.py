@@ -37,7 +37,8 @@ class Probe:
     def __post_init__(self) -> None:
         self._text("program", optional=True)
         self._text("label", optional=True)
-        if type(self.optional) is not bool:
+        optional: object = self.optional
+        if not isinstance(optional, bool):
             self._refuse("optional", "True or False")
 
     def target(self) -> str:
