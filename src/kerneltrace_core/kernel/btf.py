@@ -14,6 +14,7 @@ __all__ = [
     "is_btf",
     "parse_header",
     "read_vmlinux",
+    "tracepoint_names",
     "tracepoint_type_ids",
 ]
 
@@ -95,6 +96,14 @@ def has_string(data: bytes, text: str) -> bool:
 def has_tracepoint(data: bytes, name: str) -> bool:
     """Tell whether the string ``btf_trace_<name>`` is there; a scan, a few ms; ValueError."""
     return has_string(data, f"btf_trace_{name}")
+
+
+def tracepoint_names(data: bytes) -> list[str]:
+    """Return the names of all tracepoints that it describes, sorted; a scan; raises ValueError."""
+    header = parse_header(data)
+    strings = data[header.strings_at : header.strings_at + header.strings_bytes]
+    mark = b"\0btf_trace_"
+    return sorted(part.split(b"\0")[0].decode() for part in strings.split(mark)[1:])
 
 
 def tracepoint_type_ids(data: bytes, names: Iterable[str]) -> dict[str, int]:
