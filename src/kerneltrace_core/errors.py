@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 
 __all__ = [
     "AttachError",
@@ -36,11 +37,15 @@ class FormatError(KernelTraceError, ValueError):
 
 
 class _SystemError(KernelTraceError, OSError):
-    """Carry ``errno`` beside a whole message: OSError alone would print ``[Errno 1] ...``."""
+    """Carry ``errno`` beside a whole message: OSError alone would print ``[Errno 1] ...``.
 
-    def __init__(self, message: str, *, errno: int | None = None) -> None:
+    ``log`` holds every line that the verifier or libbpf wrote, if they were asked.
+    """
+
+    def __init__(self, message: str, *, errno: int | None = None, log: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.errno = errno
+        self.log: tuple[str, ...] = tuple(log)
 
     def __reduce__(self) -> tuple[object, ...]:
         # OSError's own would lose errno, which is not among args.
@@ -62,27 +67,71 @@ class AttachError(_SystemError):
 class LoadError(_SystemError):
     """The kernel or libbpf refused a program, map or object.
 
-    ``log`` holds every line that the verifier or libbpf wrote; ``str()`` shows the last
-    telling ones and says how many it left out.
+    ``log`` holds every line that the verifier or libbpf wrote; ``str()`` shows the telling ones
+    (of the verifier: its verdict, the instruction and the line of C) and how many it left out.
     """
 
     def __init__(self, message: str, *, errno: int | None = None, log: Sequence[str] = ()) -> None:
-        super().__init__(message, errno=errno)
+        super().__init__(message, errno=errno, log=log)
         self.message = message
-        self.log: tuple[str, ...] = tuple(log)
 
     def __str__(self) -> str:
         told = [line.rstrip() for line in self.log if line.strip()]
-        # The verifier ends with its statistics; they tell nothing about the cause.
-        while told and told[-1].lstrip().startswith(("processed ", "verification time ")):
-            told.pop()
-        shown = told[-LINES_SHOWN:]
+        shown = _verdict(told) or _last_lines(told)
         left_out = len(told) - len(shown)
         lines = [self.message]
         if left_out:
-            lines.append(f"  ({left_out} earlier log lines left out; all are in .log)")
+            lines.append(f"  ({left_out} other log lines left out; all are in .log)")
         lines.extend(f"  {line}" for line in shown)
         return "\n".join(lines)
+
+
+LOG_BEGIN, LOG_END = "-- BEGIN PROG LOAD LOG --", "-- END PROG LOAD LOG --"
+INSTRUCTION = re.compile(r"\d+: \([0-9a-f]{2}\) ")
+INSTRUCTIONS_SHOWN = 3
+# Registers, branches and precision marks: how the verifier thinks, not what it objects to.
+THINKING = re.compile(
+    r"R\d+(_\w+)?=|\d+: (R\d|frame\d|safe)|frame\d|(cur|old) state:|from \d+ to |mark_precise|"
+    r"regs=|parent |last_idx |processed \d|verification time |stack depth |arg#\d reference type"
+)
+
+
+def _last_lines(told: Sequence[str]) -> list[str]:
+    said = list(told)
+    # The verifier ends with its statistics; they tell nothing about the cause.
+    while said and said[-1].lstrip().startswith(("processed ", "verification time ")):
+        said.pop()
+    return said[-LINES_SHOWN:]
+
+
+def _verdict(told: Sequence[str]) -> list[str]:
+    """Return what the verifier objects to, behind the last instructions that it looked at."""
+    begins = [number for number, line in enumerate(told) if line.endswith(LOG_BEGIN)]
+    if not begins:
+        return []
+    log = list(_until_end(told[begins[-1] + 1 :]))
+    at = [number for number, line in enumerate(log) if INSTRUCTION.match(line)]
+    last = at[-1] if at else -1
+    objections = [line for line in log[last + 1 :] if not THINKING.match(line.lstrip())]
+    if not objections:
+        return []
+    first = at[-INSTRUCTIONS_SHOWN] if len(at) >= INSTRUCTIONS_SHOWN else at[0] if at else 0
+    if first and log[first - 1].startswith(";"):
+        first -= 1
+    # Behind an instruction stand the registers as it left them.
+    steps = [
+        line.partition(" ; ")[0].rstrip()
+        for line in log[first : last + 1]
+        if INSTRUCTION.match(line) or (line.startswith(";") and not line.startswith(";  @"))
+    ]
+    return [*steps, *objections[-LINES_SHOWN:]]
+
+
+def _until_end(lines: Sequence[str]) -> Iterator[str]:
+    for line in lines:
+        if line.endswith(LOG_END):
+            return
+        yield line
 
 
 class RingError(_SystemError):

@@ -112,7 +112,7 @@ def _reason(code: int) -> str:
 def _refused(act: str, code: int, error: Callable[..., KernelTraceError] = LoadError) -> NoReturn:
     _log_end(failed=True)
     if code in (errno_names.EPERM, errno_names.EACCES) and not _verifier_spoke(_log_lines()):
-        raise PrivilegeError(f"{act}: {_reason(code)}", errno=code)
+        raise PrivilegeError(f"{act}: {_reason(code)}", errno=code, log=_log_lines())
     if error is LoadError:
         log = _log_lines()
         if code == errno_names.EINVAL and _descriptors_exhausted(log):
