@@ -101,8 +101,8 @@ uint64_t kt_frames_select(const void *frames, uint64_t size, const struct kt_wan
                           int exact, void *out);
 int kt_perf_ring_open(int map_fd, uint32_t cpu, uint32_t pages, struct kt_perf_ring *perf);
 int kt_perf_ring_close(struct kt_perf_ring *perf);
-int kt_perf_ring_drain(const struct kt_perf_ring *perf, const uint32_t *sizes, uint32_t sizes_count,
-                  void *out, uint64_t out_size, uint64_t limit, struct kt_drained *result);
+int kt_perf_ring_drain(const struct kt_perf_ring *perf, void *out, uint64_t out_size,
+                       uint64_t limit, struct kt_drained *result);
 uint64_t kt_perf_ring_pending(const struct kt_perf_ring *perf);
 
 #define KT_ABI ...

@@ -18,7 +18,6 @@ from kerneltrace_core.errors import PrivilegeError, RingError
 Ring = Any
 Perf = Any
 Wanted = Any
-Sizes = Any
 Result = Any
 Scratch = Any
 
@@ -191,14 +190,8 @@ def close_perf(perf: Perf, name: str) -> None:
         _refused(f"close perf buffer {name}", -code)
 
 
-def sizes_of(sizes: Sequence[int]) -> Sizes:
-    """Return record sizes as C has them."""
-    return ffi.new("uint32_t[]", list(sizes)) if sizes else ffi.NULL, len(sizes)
-
-
 def drain_perf(
     perf: Perf,
-    sizes: Sizes,
     scratch: Scratch,
     limit_bytes: int,
     limit_records: int,
@@ -206,7 +199,7 @@ def drain_perf(
     name: str,
 ) -> Taken:
     """Take samples as frames into a scratch of at least limit_bytes."""
-    code = lib.kt_perf_ring_drain(perf, *sizes, scratch, limit_bytes, limit_records, result)
+    code = lib.kt_perf_ring_drain(perf, scratch, limit_bytes, limit_records, result)
     return _taken(f"drain perf buffer {name}", code, result)
 
 

@@ -412,22 +412,8 @@ static void copy_around(const struct kt_perf_ring *perf, uint64_t position, void
 	memcpy((uint8_t *)out + first, perf->data, bytes - first);
 }
 
-static uint32_t cut(uint32_t length, const uint32_t *sizes, uint32_t count)
-{
-	uint32_t found = 0;
-
-	for (uint32_t i = 0; i < count; i++) {
-		if (round_up(sizes[i] + 4ULL) - 4 != length)
-			continue;
-		if (found && found != sizes[i])
-			return length; /* of two types: nobody can tell */
-		found = sizes[i];
-	}
-	return found ? found : length;
-}
-
-int kt_perf_ring_drain(const struct kt_perf_ring *perf, const uint32_t *sizes, uint32_t sizes_count,
-		       void *out, uint64_t out_size, uint64_t limit, struct kt_drained *result)
+int kt_perf_ring_drain(const struct kt_perf_ring *perf, void *out, uint64_t out_size,
+		       uint64_t limit, struct kt_drained *result)
 {
 	uint64_t position = __atomic_load_n(perf->tail, __ATOMIC_RELAXED);
 	uint64_t end = __atomic_load_n(perf->head, __ATOMIC_ACQUIRE);
@@ -444,16 +430,15 @@ int kt_perf_ring_drain(const struct kt_perf_ring *perf, const uint32_t *sizes, u
 			break;
 		}
 		if (header.type == PERF_RECORD_SAMPLE) {
-			uint32_t raw, length;
+			uint32_t length;
 			uint64_t step;
 
-			copy_around(perf, position + sizeof(header), &raw, sizeof(raw));
+			copy_around(perf, position + sizeof(header), &length, sizeof(length));
 			if (header.size < sizeof(header) + 4 ||
-			    raw > header.size - sizeof(header) - 4) {
+			    length > header.size - sizeof(header) - 4) {
 				code = -EBADMSG;
 				break;
 			}
-			length = cut(raw, sizes, sizes_count);
 			step = HEADER + round_up(length);
 			if (result->records == limit || out_size < step) {
 				result->needed = result->records || !limit ? 0 : step;

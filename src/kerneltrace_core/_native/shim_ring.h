@@ -76,11 +76,11 @@ struct kt_perf_ring {
 int kt_perf_ring_open(int map_fd, uint32_t cpu, uint32_t pages, struct kt_perf_ring *perf);
 int kt_perf_ring_close(struct kt_perf_ring *perf);
 /*
- * Take up to `limit` samples as frames. A sample's length is padded by the kernel to 4 more
- * than a multiple of 8; one that is the padded form of just one of `sizes` is cut to that.
+ * Take up to `limit` samples as frames. The kernel pads a sample, and counts the padding as its
+ * length: 4 more than a multiple of 8.
  */
-int kt_perf_ring_drain(const struct kt_perf_ring *perf, const uint32_t *sizes, uint32_t sizes_count,
-		       void *out, uint64_t out_size, uint64_t limit, struct kt_drained *result);
+int kt_perf_ring_drain(const struct kt_perf_ring *perf, void *out, uint64_t out_size,
+		       uint64_t limit, struct kt_drained *result);
 uint64_t kt_perf_ring_pending(const struct kt_perf_ring *perf);
 /* Type and max_entries of a map. 0 or -errno. */
 int kt_map_shape(int map_fd, uint32_t *type, uint32_t *entries);

@@ -1,0 +1,153 @@
+"""RingReader: the consumer of one BPF ring buffer, on its own mapping of the pages."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from kerneltrace_core._native import rings
+from kerneltrace_core.errors import RingError
+from kerneltrace_core.ring.owner import Owner
+from kerneltrace_core.ring.protocol import CHUNK_BYTES, NO_LIMIT, Drained, Layout, Strided
+
+__all__ = ["RingReader"]
+
+
+class RingReader:
+    """Read a BPF_MAP_TYPE_RINGBUF. Least kernel 5.8. Owns its mapping, not the descriptor.
+
+    Thread-safe: one drain at a time; ``close`` may come from another thread and waits for a
+    drain that runs (one chunk at most). The interpreter's lock is free meanwhile. In a forked
+    child the pages are not mapped, and every use raises ClosedError. There must be one reader
+    of a ring: two would take the same records.
+
+    Raises RingError for a map of another kind, PrivilegeError where mapping is refused.
+    """
+
+    def __init__(self, map_fd: int, name: str) -> None:
+        kind, self._size = rings.map_shape(map_fd, f"open ring {name}")
+        if kind != rings.RINGBUF:
+            raise RingError(f"open ring {name}: the map is no ring buffer (its type is {kind})")
+        self._setup(rings.map_ring(map_fd, name), map_fd, name)
+
+    def _setup(self, ring: rings.Ring, fd: int, name: str) -> None:
+        self._ring = ring
+        self._fd = fd
+        self.name = name
+        self._owner = Owner(f"ring {name}")
+        self._lock = threading.Lock()
+        self._result = rings.new_result()
+        self._scratch_bytes = min(CHUNK_BYTES, max(self._size, 4096))
+        self._scratch = rings.new_scratch(self._scratch_bytes)
+        self._wanted: dict[Layout, rings.Wanted] = {}
+        self._mapped = True
+        self._memory: object = None
+
+    @classmethod
+    def over_memory(cls, positions: bytearray, data: bytearray, name: str) -> RingReader:
+        """Read memory that looks like a ring's pages: two u64 positions, and the data twice.
+
+        For tests of the reader itself; there is nothing to wait for (``fd`` is -1). Neither
+        bytearray may be resized as long as the reader lives.
+        """
+        reader = cls.__new__(cls)
+        reader._size = len(data) // 2
+        reader._setup(rings.memory_ring(positions, data), -1, name)
+        reader._mapped = False
+        reader._memory = (positions, data)
+        return reader
+
+    @property
+    def fd(self) -> int:
+        """The map's descriptor: epoll finds it readable when there are records."""
+        return self._fd
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the data area, a power of two."""
+        return self._size
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``close`` was called."""
+        return self._owner.closed
+
+    def drain(self, limit_bytes: int = CHUNK_BYTES, limit_records: int = NO_LIMIT) -> Drained:
+        """Take what is there as frames, and give the space back. Never blocks.
+
+        Stops before a record that is still being written; skips and counts what the program
+        discarded. A record that is longer than ``limit_bytes`` is taken alone. Raises RingError
+        if the ring holds what no kernel writes; it is then of no more use.
+        """
+        self._owner.check("drain")
+        with self._lock:
+            self._owner.check("drain")
+            taken = self._drain(min(limit_bytes, self._scratch_bytes), limit_records)
+            if taken.needed_bytes:
+                if taken.needed_bytes > self._scratch_bytes:
+                    self._scratch_bytes = taken.needed_bytes
+                    self._scratch = rings.new_scratch(taken.needed_bytes)
+                discarded = taken.discarded
+                taken = self._drain(taken.needed_bytes, limit_records)
+                taken = taken._replace(discarded=taken.discarded + discarded)
+            frames = rings.copy_out(self._scratch, taken.size_bytes) if taken.records else b""
+        return Drained(frames, taken.records, taken.discarded, 0, taken.more)
+
+    def _drain(self, limit_bytes: int, limit_records: int) -> rings.Taken:
+        return rings.drain_ring(
+            self._ring, self._scratch, limit_bytes, limit_records, self._result, self.name
+        )
+
+    def drain_strided(self, layout: Layout, limit_records: int) -> Strided:
+        """Take records of one type straight into one bytearray, and stop before any other.
+
+        Some 4 ns for a record of 64 bytes. Never blocks. Raises RingError as ``drain`` does.
+        """
+        self._owner.check("drain")
+        with self._lock:
+            self._owner.check("drain")
+            wanted = self._wanted.get(layout)
+            if wanted is None:
+                wanted = self._wanted[layout] = rings.wanted(*layout)
+            most = rings.pending_in_ring(self._ring) // (8 + -(-layout.size // 8) * 8)
+            limit_records = min(limit_records, most)
+            data = bytearray(limit_records * layout.size)
+            taken = rings.drain_ring_strided(
+                self._ring, wanted, data, limit_records, self._result, self.name
+            )
+        if taken.records < limit_records:
+            del data[taken.records * layout.size :]
+        return Strided(data, taken.records, taken.discarded, taken.more)
+
+    def pending_bytes(self) -> int:
+        """Return the bytes between the positions, headers and unfinished records included."""
+        self._owner.check("look into")
+        with self._lock:
+            self._owner.check("look into")
+            return rings.pending_in_ring(self._ring)
+
+    def spin(self, microseconds: int) -> bool:
+        """Look for a record for so long, keeping a CPU busy; drains wait meanwhile."""
+        self._owner.check("watch")
+        with self._lock:
+            self._owner.check("watch")
+            return rings.spin_on_ring(self._ring, microseconds * 1000)
+
+    def listen(self, wake: Callable[[], None] | None) -> None:
+        """Refuse nothing and do nothing: there is a descriptor."""
+
+    def close(self) -> None:
+        """Unmap the ring. May be repeated; in a forked child it touches nothing."""
+        if self._owner.closed or self._owner.inherited:
+            self._owner.closed = True
+            return
+        with self._lock:
+            if not self._owner.closed:
+                self._owner.closed = True
+                if self._mapped:
+                    rings.unmap_ring(self._ring, self.name)
+
+    def __del__(self) -> None:
+        # Made only in part: __init__ raised.
+        if hasattr(self, "_mapped"):
+            self.close()
