@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from kerneltrace_core.btf.enums import EnumReader
 from kerneltrace_core.btf.format import DEEPEST, POINTER_BYTES, Btf
 from kerneltrace_core.btf.kinds import (
     Array,
@@ -44,6 +45,7 @@ class LayoutBuilder:
         self._btf = btf
         self._made: dict[int, tuple[TypeLayout, int]] = {}
         self._tallest = 0
+        self._enums = EnumReader(btf)
 
     def build(self, type_id: int) -> TypeLayout:
         """Return the layout of a type. Raises FormatError for what has none."""
@@ -88,7 +90,7 @@ class LayoutBuilder:
                 kind = "char"
             return Scalar(found.size, found.signed, kind, name=found.name)
         if isinstance(found, Enum):
-            return Scalar(found.size, found.signed, "enum", name=found.name, values=found.values)
+            return self._enums.layout(found)
         if isinstance(found, Float):
             return Scalar(found.size, True, "float", name=found.name)
         if isinstance(found, Pointer):

@@ -213,19 +213,19 @@ class _TypeReader:
     def _enum(self, name: str, count: int, flag: bool, size: int) -> BtfType:
         rows = self._rows(count, 2)
         values = ((self._names.at(n), _signed(value, 32) if flag else value) for n, value in rows)
-        return self._as_enum(name, size, flag, tuple(values))
+        return self._as_enum(name, size, flag, tuple(values), cut=size > 4)
 
     def _enum64(self, name: str, count: int, flag: bool, size: int) -> BtfType:
         rows = [(self._names.at(n), low | high << 32) for n, low, high in self._rows(count, 3)]
         values = ((each, _signed(value, 64) if flag else value) for each, value in rows)
-        return self._as_enum(name, size, flag, tuple(values))
+        return self._as_enum(name, size, flag, tuple(values), cut=False)
 
     def _as_enum(
-        self, name: str, size: int, flag: bool, values: tuple[tuple[str, int], ...]
+        self, name: str, size: int, flag: bool, values: tuple[tuple[str, int], ...], cut: bool
     ) -> BtfType:
         if size not in (1, 2, 4, 8):
             raise _Malformed(f"enum {name} has {size} bytes")
-        return Enum(name, size, flag, values)
+        return Enum(name, size, flag, values, cut)
 
     def _forward(self, name: str, _count: int, flag: bool, _size: int) -> BtfType:
         return Forward(name, flag)

@@ -90,11 +90,15 @@ class Struct(BtfType):
 
 @dataclass(frozen=True)
 class Enum(BtfType):
-    """An enum of 1, 2, 4 or 8 bytes."""
+    """An enum of 1, 2, 4 or 8 bytes.
+
+    ``cut``: of more than 4 bytes, but described in 32 bits each, as before ENUM64.
+    """
 
     size: int
     signed: bool
     values: tuple[tuple[str, int], ...]
+    cut: bool = False
 
 
 @dataclass(frozen=True)

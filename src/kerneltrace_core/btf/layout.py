@@ -98,7 +98,7 @@ class ObjectLayout:
         return cls(
             _Structs(btf, builder),
             read_maps(btf, builder, maps),
-            dict(_variables(builder, placed)),
+            dict(_variables(btf, builder, placed)),
             {} if elf is None else dict(_programs(elf)),
             read_events(btf, marks),
             read_probes(btf, marks),
@@ -138,13 +138,19 @@ class _Structs(Mapping[str, StructLayout]):
 
 
 def _variables(
-    builder: LayoutBuilder, placed: tuple[Placed, ...]
+    btf: Btf, builder: LayoutBuilder, placed: tuple[Placed, ...]
 ) -> Iterator[tuple[str, VariableLayout]]:
     for each in placed:
         base = ".".join(each.section.split(".")[:2])
         if base not in DATA or is_mark(each.name):
             continue
         layout = builder.build(each.target)
+        # More than its type has a struct that ends with an initialised flexible array.
+        if layout.size > each.size:
+            raise btf.error(
+                f"variable {each.name} of section {each.section} has {each.size} bytes, "
+                f"its type {c_name(layout)} {layout.size}"
+            )
         yield (
             each.name,
             VariableLayout(

@@ -44,8 +44,20 @@ def place_variables(btf: Btf, elf: Elf | None) -> tuple[Placed, ...]:
             symbol = symbols.get((section.name, variable.name))
             if variable.linkage != STATIC and symbol is not None:
                 offset = symbol.value
+            if elf is not None:
+                _check(btf, elf, section.name, variable.name, offset + each.size)
             found.append(Placed(variable.name, section.name, offset, each.size, variable.target))
     return tuple(found)
+
+
+def _check(btf: Btf, elf: Elf, section: str, name: str, end: int) -> None:
+    """Refuse a variable that is not inside of its section, where the file has one."""
+    place = elf.section(section)
+    if place is not None and end > place.size:
+        raise btf.error(
+            f"variable {name} ends at 0x{end:x} of section {section} (at offset "
+            f"0x{place.offset:x} of the file), which has 0x{place.size:x} bytes"
+        )
 
 
 def _globals(elf: Elf) -> Iterator[tuple[tuple[str, str], Symbol]]:
