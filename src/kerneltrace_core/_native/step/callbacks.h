@@ -3,12 +3,78 @@
  * What a border calls in Python: a region's sampler, ready_at and register.
  *
  * Each may run any code, even replace itself, hence the references. What it
- * raises is reported and has no other effect: there is no caller to go to.
+ * raises itself is reported and has no other effect: there is no caller to go
+ * to. But a signal handler runs wherever the main thread happens to be, and
+ * what that raises (KeyboardInterrupt, a time limit) is the application's: it
+ * is raised again as soon as the border is behind us.
  */
 #ifndef KT_STEP_CALLBACKS_H
 #define KT_STEP_CALLBACKS_H
 
 #include "cells.h"
+
+/* Whether the innermost frame of a traceback is of a module of ours. New exceptions have none. */
+static bool raised_by_us(PyObject *traceback)
+{
+	PyObject *inner = Py_NewRef(traceback ? traceback : Py_None), *frame, *globals, *name;
+	const char *text = NULL;
+	bool ours;
+
+	for (PyObject *next; inner != Py_None; inner = next) {
+		next = PyObject_GetAttrString(inner, "tb_next");
+		if (!next || next == Py_None) {
+			Py_XDECREF(next);
+			break;
+		}
+		Py_DECREF(inner);
+	}
+	frame = inner == Py_None ? NULL : PyObject_GetAttrString(inner, "tb_frame");
+	globals = frame ? PyObject_GetAttrString(frame, "f_globals") : NULL;
+	name = globals ? PyDict_GetItemString(globals, "__name__") : NULL;
+	if (name && PyUnicode_Check(name))
+		text = PyUnicode_AsUTF8AndSize(name, NULL);
+	ours = !text || !strncmp(text, "kerneltrace_", strlen("kerneltrace_"));
+	PyErr_Clear();
+	Py_XDECREF(globals);
+	Py_XDECREF(frame);
+	Py_DECREF(inner);
+	return ours;
+}
+
+static int raise_again(void *exception)
+{
+	PyObject *value = exception;
+
+	PyErr_SetObject((PyObject *)Py_TYPE(value), value);
+	Py_DECREF(value);
+	return -1;
+}
+
+/* What a callback has raised: its own failure is reported, a signal handler's exception goes on.
+ * Signal handlers and pending calls run in the same thread, the main one. */
+static void told(PyObject *callback)
+{
+	PyObject *type, *value, *traceback;
+	bool ours;
+
+	PyErr_Fetch(&type, &value, &traceback);
+	PyErr_NormalizeException(&type, &value, &traceback);
+	ours = PyErr_GivenExceptionMatches(type, PyExc_Exception) && raised_by_us(traceback);
+	if (!ours && value) {
+		if (traceback)
+			PyException_SetTraceback(value, traceback);
+		Py_INCREF(value);
+		if (!Py_AddPendingCall(raise_again, value)) {
+			Py_XDECREF(type);
+			Py_DECREF(value);
+			Py_XDECREF(traceback);
+			return;
+		}
+		Py_DECREF(value); /* no room: then at least it is seen */
+	}
+	PyErr_Restore(type, value, traceback);
+	PyErr_WriteUnraisable(callback);
+}
 
 static PyObject *sampler_of(struct thread *t)
 {
@@ -28,7 +94,7 @@ static void sample(struct thread *t, uint64_t now)
 	result = PyObject_CallFunction(sampler, "KK", (unsigned long long)entry_of(t)[CELL],
 				       (unsigned long long)now);
 	if (!result)
-		PyErr_WriteUnraisable(sampler);
+		told(sampler);
 	Py_XDECREF(result);
 	Py_DECREF(sampler);
 	PyErr_Restore(type, value, traceback);
@@ -47,7 +113,7 @@ static uint64_t ask_ready_at(Region *region, PyObject *coro)
 	if (result)
 		ready = PyLong_AsUnsignedLongLong(result);
 	if (!result || (ready == (unsigned long long)-1 && PyErr_Occurred())) {
-		PyErr_WriteUnraisable(ready_at);
+		told(ready_at);
 		ready = 0;
 	}
 	Py_XDECREF(result);
@@ -67,7 +133,7 @@ static void join_region(struct thread *t, Region *region)
 		result = PyObject_CallObject(register_thread, NULL);
 		t->registering = false;
 		if (!result)
-			PyErr_WriteUnraisable(register_thread);
+			told(register_thread);
 		Py_XDECREF(result);
 		Py_DECREF(register_thread);
 	}
