@@ -72,10 +72,10 @@ def _samples(size: Size, setting: str) -> Samples:
         with _serving(size.backend, setting) as running:
             for variant in server.VARIANTS:
                 warm_up = server.WARM_UP_SECONDS * size.scale + 0.1
-                server._round(running, size, alone, [variant], warm_up)
+                server.visit(running, size, alone, [variant], warm_up)
             for number in range(size.limit(server.ROUNDS)):
                 order = list(server.VARIANTS)[:: -1 if number % 2 else 1]
-                took = server._round(running, size, alone, order, seconds)
+                took = server.visit(running, size, alone, order, seconds)
                 for name, values in took.items():
                     samples.setdefault(name, []).extend(values)
     return samples

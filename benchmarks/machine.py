@@ -11,7 +11,16 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-PACKAGES = ("starlette", "uvicorn", "uvloop", "httptools", "opentelemetry-instrumentation-asgi")
+PACKAGES = (
+    "starlette",
+    "django",
+    "uvicorn",
+    "gunicorn",
+    "uvloop",
+    "httptools",
+    "opentelemetry-instrumentation-asgi",
+    "opentelemetry-instrumentation-django",
+)
 OUR_PREFIX = "kt_"
 
 

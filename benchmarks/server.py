@@ -120,7 +120,7 @@ def _server(backend: str, setting: str) -> Iterator[Server]:
         server.close()
 
 
-def _round(
+def visit(
     server: Server, size: Size, alone: Solitude, order: list[str], seconds: float
 ) -> Samples:
     took: Samples = {}
@@ -147,10 +147,10 @@ def _samples(size: Size, setting: str) -> Samples:
     for _ in range(size.times(SERVERS)):
         with _server(size.backend, setting) as server:
             for variant in VARIANTS:
-                _round(server, size, alone, [variant], WARM_UP_SECONDS * size.scale + 0.1)
+                visit(server, size, alone, [variant], WARM_UP_SECONDS * size.scale + 0.1)
             for number in range(size.limit(ROUNDS)):
                 order = list(VARIANTS)[:: -1 if number % 2 else 1]
-                for name, values in _round(server, size, alone, order, seconds).items():
+                for name, values in visit(server, size, alone, order, seconds).items():
                     samples.setdefault(name, []).extend(values)
     return samples
 
