@@ -1,4 +1,4 @@
-"""Compile what setuptools cannot describe in pyproject.toml: two extensions and the BPF objects.
+"""Compile what setuptools cannot describe in pyproject.toml: three extensions and the BPF objects.
 
 The wheel is abi3: one file serves CPython 3.10 and later. On systems other than
 Linux nothing is compiled; the package imports there and says "Linux only" when used.
@@ -103,17 +103,20 @@ class Abi3Wheel(bdist_wheel):
         super().finalize_options()
 
 
-STEP = Extension(
-    "kerneltrace_core._native._step",
-    sources=["src/kerneltrace_core/_native/_step.c"],
-    depends=sorted(map(str, Path("src/kerneltrace_core/_native/step").glob("*.h"))),
-    define_macros=[("Py_LIMITED_API", "0x030a0000")],
-    extra_compile_args=["-O2", "-Wall", "-Wextra"],
-    py_limited_api=True,
-)
+def own_extension(name: str) -> Extension:
+    """Describe _native/_NAME.c, one translation unit of the headers in NAME/, for any CPython."""
+    return Extension(
+        f"kerneltrace_core._native._{name}",
+        sources=[f"src/kerneltrace_core/_native/_{name}.c"],
+        depends=sorted(map(str, Path(f"src/kerneltrace_core/_native/{name}").glob("*.h"))),
+        define_macros=[("Py_LIMITED_API", "0x030a0000")],
+        extra_compile_args=["-O2", "-Wall", "-Wextra"],
+        py_limited_api=True,
+    )
+
 
 setup(
-    ext_modules=[STEP] if LINUX else [],
+    ext_modules=[own_extension("events"), own_extension("step")] if LINUX else [],
     cffi_modules=["src/kerneltrace_core/_native/build_libbpf.py:ffi"] if LINUX else [],
     cmdclass={"build_ext": BuildNative, "bdist_wheel": Abi3Wheel},
 )
