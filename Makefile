@@ -25,8 +25,9 @@ export PIP_ROOT_USER_ACTION := ignore
 PIP_INSTALL := -m pip install -qq
 
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-django serve test test-unit test-other-pythons test-kernel test-integration \
-	test-kernels lint format bench build doctor deps deps-build clean
+.PHONY: help demo demo-django serve test test-unit test-other-pythons test-tiers test-kernel \
+	test-integration test-sanitized test-kernels coverage lint lint-native format bench build doctor \
+	deps deps-build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +44,9 @@ serve: $(VENV)/.stamp ## leave the traced application running, until Ctrl-C
 # The line of the last pytest run ends the output.
 test: deps $(VENV)/.stamp ## run the whole suite: the unit tier on all interpreters, every tier on one
 	@$(MAKE) --no-print-directory test-other-pythons
+	@$(MAKE) --no-print-directory test-tiers
+
+test-tiers: deps $(VENV)/.stamp ## run every tier on one interpreter
 	@echo "== all tiers on $$($(BIN)/python -V)"
 	@$(PYTEST) -q $(ARGS)
 
@@ -86,16 +90,39 @@ test-kernels: $(VENV)/.stamp ## run the kernel tier in guests of other kernels (
 			tests/kernel $(ARGS) || exit 1; \
 	done
 
-lint: $(VENV)/.stamp ## check style, types and the format of the C files
+# The C parts in a build of their own, with every error fatal; CPython leaks at its exit, so leaks are
+# not looked for. With malloc under Python's objects, a step beyond one of them is seen as well.
+SANITIZED := build/sanitized
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1
+test-sanitized: $(VENV)/.stamp ## run the unit tier with the C parts under ASan and UBSan
+	@rm -rf $(SANITIZED)
+	@CFLAGS='$(SANITIZE)' $(BIN)/python setup.py -q build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
+	@echo "== unit tier on $$($(BIN)/python -V), C parts under ASan and UBSan"
+	@PYTHONPATH='$(CURDIR)/$(SANITIZED)/lib' PYTHONMALLOC=malloc LD_PRELOAD="$$(cc -print-file-name=libasan.so)" \
+		ASAN_OPTIONS=detect_leaks=0:halt_on_error=1:abort_on_error=1 \
+		UBSAN_OPTIONS=halt_on_error=1:abort_on_error=1:print_stacktrace=1 \
+		$(PYTEST) -q -p no:cacheprovider tests/unit $(ARGS)
+
+coverage: deps $(VENV)/.stamp ## measure, tier by tier, which statements the tests run
+	@$(BIN)/python tools/measure_coverage.py $(ARGS)
+
+lint: $(VENV)/.stamp lint-native ## check style, types and the C files
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy --no-error-summary
-	@find probes src -name '*.[ch]' | xargs $(BIN)/clang-format --dry-run --Werror
+	@$(C_SOURCES) | xargs $(BIN)/clang-format --dry-run --Werror
+
+C_SOURCES := find probes src tests -name '*.[ch]'
+
+# In a build of its own: a warning that an earlier build let pass is an error here.
+lint-native: $(VENV)/.stamp ## compile C and BPF with every warning an error
+	@rm -rf build/strict
+	@CFLAGS='-Werror' $(BIN)/python setup.py -q build_ext --build-lib build/strict/lib --build-temp build/strict
 
 format: $(VENV)/.stamp ## rewrite the sources as `make lint` wants them
 	@$(BIN)/ruff check --quiet --fix .
 	@$(BIN)/ruff format --quiet .
-	@find probes src -name '*.[ch]' | xargs $(BIN)/clang-format -i
+	@$(C_SOURCES) | xargs $(BIN)/clang-format -i
 
 bench: deps $(VENV)/.stamp ## measure what tracing costs (docs/performance.md)
 	@$(BIN)/python benchmarks/run.py $(ARGS)
