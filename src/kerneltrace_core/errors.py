@@ -11,6 +11,11 @@ __all__ = [
     "FormatError",
     "KernelTraceError",
     "LoadError",
+    "MapEmptyError",
+    "MapError",
+    "MapFullError",
+    "MapKeyError",
+    "MapKeyExistsError",
     "NativeMissingError",
     "OptionError",
     "PrivilegeError",
@@ -136,6 +141,32 @@ def _until_end(lines: Sequence[str]) -> Iterator[str]:
 
 class RingError(_SystemError):
     """A ring or perf buffer could not be mapped, or holds what no kernel writes."""
+
+
+class MapError(_SystemError):
+    """The kernel refused to do something with a map."""
+
+
+class MapFullError(MapError):
+    """A map has no room for another entry."""
+
+
+class _MapLookupError(KernelTraceError, LookupError):
+    def __str__(self) -> str:
+        # KeyError's own would print a message in quotes, as if it were the key.
+        return Exception.__str__(self)
+
+
+class MapKeyError(_MapLookupError, KeyError):
+    """A map does not have the key."""
+
+
+class MapKeyExistsError(_MapLookupError, KeyError):
+    """A map has the key already, which was to be new."""
+
+
+class MapEmptyError(_MapLookupError, IndexError):
+    """A queue or a stack has nothing to give."""
 
 
 class ClosedError(KernelTraceError, ValueError):

@@ -13,7 +13,7 @@ from cffi import FFI
 HERE = Path(__file__).resolve().parent
 LIBRARY_FOLDERS = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/local/lib64")
 LIBRARIES = ("bpf", "elf", "z")
-SHIMS = ("shim", "shim_attach", "shim_ring")
+SHIMS = ("shim", "shim_attach", "shim_maps", "shim_ring")
 
 DECLARATIONS = """
 struct bpf_object; struct bpf_program; struct bpf_map; struct bpf_link; struct btf;
@@ -70,6 +70,22 @@ int kt_map_create_array_of_maps(const char *name, unsigned int entries, int inne
 int bpf_map_update_elem(int fd, const void *key, const void *value, uint64_t flags);
 int libbpf_num_possible_cpus(void);
 
+struct kt_map_info { uint32_t type, id, key_size, value_size, max_entries, flags; char name[17]; };
+struct kt_map_plan { const char *name; uint32_t type, key_size, value_size, max_entries, flags;
+                     int inner_fd; };
+int kt_map_info(int map_fd, struct kt_map_info *info);
+int kt_map_create(const struct kt_map_plan *plan);
+int kt_map_batch(int map_fd, const void *from, void *next, void *keys, void *values,
+                 uint32_t *count, int take);
+int bpf_map_lookup_elem_flags(int fd, const void *key, void *value, uint64_t flags);
+int bpf_map_delete_elem(int fd, const void *key);
+int bpf_map_lookup_and_delete_elem(int fd, const void *key, void *value);
+int bpf_map_get_next_key(int fd, const void *key, void *next_key);
+int bpf_map_freeze(int fd);
+int bpf_obj_pin(int fd, const char *path);
+int bpf_obj_get(const char *path);
+int bpf_map_get_fd_by_id(uint32_t id);
+
 struct btf *btf__load_vmlinux_btf(void);
 struct btf *btf__parse(const char *path, void *extension);
 void btf__free(struct btf *btf);
@@ -121,6 +137,7 @@ SOURCE = """
 #include <bpf/btf.h>
 #include <bpf/libbpf.h>
 #include "shim.h"
+#include "shim_maps.h"
 #include "shim_ring.h"
 #include "shim_attach.h"
 #include "kt_region.h"
