@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -44,7 +45,9 @@ __all__ = [
 ]
 
 # The sections of which libbpf makes maps; others hold the license, maps, or what the kernel gives.
-DATA = (".rodata", ".data", ".bss")
+DATA = re.compile(r"\.bss|\.data(\..+)?|\.rodata(\..+)?")
+# What bpf_printk leaves behind: its text, in a static variable.
+PRINTK_TEXT = ".____fmt"
 
 
 class ObjectLayout:
@@ -141,8 +144,9 @@ def _variables(
     btf: Btf, builder: LayoutBuilder, placed: tuple[Placed, ...]
 ) -> Iterator[tuple[str, VariableLayout]]:
     for each in placed:
-        base = ".".join(each.section.split(".")[:2])
-        if base not in DATA or is_mark(each.name):
+        if not DATA.fullmatch(each.section) or is_mark(each.name):
+            continue
+        if each.name.endswith(PRINTK_TEXT):
             continue
         layout = builder.build(each.target)
         # More than its type has a struct that ends with an initialised flexible array.
@@ -154,7 +158,12 @@ def _variables(
         yield (
             each.name,
             VariableLayout(
-                each.name, each.section, each.offset, each.size, layout, base != ".rodata"
+                each.name,
+                each.section,
+                each.offset,
+                each.size,
+                layout,
+                writable=not each.section.startswith(".rodata"),
             ),
         )
 
