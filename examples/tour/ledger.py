@@ -30,7 +30,7 @@ MOVED = (
 def ledger(request: Request) -> Iterator[str]:
     """Yield the lines of the picture."""
     wall = request["wall_ns"]
-    told = f"GET {request['route']}   {ms(wall, 2)} ms   backend {request['backend']}, "
+    told = f"{request.get('method', 'GET')} {request['route']}   {ms(wall, 2)} ms   backend {request['backend']}, "
     yield bold("The slowest request   ") + told + f"attribution {request['attribution']}"
     parts = split(request)
     yield "  " + bar([(kind, ns or 0) for kind, ns in parts], WIDTH - 4)
@@ -53,11 +53,13 @@ def split(request: Request) -> list[tuple[Kind, int | None]]:
     parts = {kind: request[kind.field] for kind in LEDGER}
     *_, loop_wait, suspended = LEDGER
     found = [(kind, ns) for kind, ns in parts.items() if kind is not suspended]
-    doubt = 0
-    if not request["loop_wait_exact"]:
-        doubt = min(request["loop_wait_max_ns"] - parts[loop_wait], parts[suspended])
+    rest, waited = parts[suspended], parts[loop_wait]
+    # None: a request that has its thread to itself waits for no loop.
+    if request["loop_wait_exact"] is False and rest is not None and waited is not None:
+        doubt = min(request["loop_wait_max_ns"] - waited, rest)
         found.append((DOUBT, doubt))
-    found.append((suspended, parts[suspended] - doubt))
+        rest -= doubt
+    found.append((suspended, rest))
     if request["nested_ns"]:
         found.append((NESTED, request["nested_ns"]))
     return found
