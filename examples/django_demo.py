@@ -211,7 +211,7 @@ def demo(seconds: float) -> int:
     show(list(table(requests, list(MIX)))[1:])
     read = [request for request in requests if request["method"] == "GET"]
     slowest = max(read, key=lambda request: request["wall_ns"])
-    show(ledger({**slowest, "loop_wait_ns": 0, "loop_wait_max_ns": 0}))
+    show(ledger(slowest))
     print(BACKENDS[requests[0]["backend"]])
     print("Next: docs/django.md, to trace your own project.")
     return 1 if visits.failures else 0

@@ -30,7 +30,8 @@ MOVED = (
 def ledger(request: Request) -> Iterator[str]:
     """Yield the lines of the picture."""
     wall = request["wall_ns"]
-    told = f"{request.get('method', 'GET')} {request['route']}   {ms(wall, 2)} ms   backend {request['backend']}, "
+    asked = f"{request.get('method', 'GET')} {request['route']}"
+    told = f"{asked}   {ms(wall, 2)} ms   backend {request['backend']}, "
     yield bold("The slowest request   ") + told + f"attribution {request['attribution']}"
     parts = split(request)
     yield "  " + bar([(kind, ns or 0) for kind, ns in parts], WIDTH - 4)
