@@ -58,7 +58,14 @@ class _SystemError(KernelTraceError, OSError):
 
 
 class PrivilegeError(_SystemError, PermissionError):
-    """The kernel refused for want of a capability or by lockdown, seccomp or an LSM."""
+    """The kernel refused for want of a capability or by lockdown, seccomp or an LSM.
+
+    ``log`` holds libbpf's lines where it was at work, which name the program.
+    """
+
+    def __init__(self, message: str, *, errno: int | None = None, log: Sequence[str] = ()) -> None:
+        super().__init__(message, errno=errno)
+        self.log: tuple[str, ...] = tuple(log)
 
 
 class UnsupportedError(_SystemError):
