@@ -26,7 +26,7 @@ PIP_INSTALL := -m pip install -qq
 
 .DELETE_ON_ERROR:
 .PHONY: help demo demo-django serve test test-unit test-other-pythons test-tiers test-kernel \
-	test-integration test-sanitized test-kernels coverage lint lint-native format bench build doctor \
+	test-integration test-sanitized test-fresh test-kernels coverage lint lint-native format bench build doctor \
 	deps deps-build clean
 
 help: ## list the targets
@@ -105,6 +105,10 @@ test-sanitized: $(VENV)/.stamp ## run the unit tier with the C parts under ASan 
 
 coverage: deps $(VENV)/.stamp ## measure, tier by tier, which statements the tests run
 	@$(BIN)/python tools/measure_coverage.py $(ARGS)
+
+test-fresh: ## run README's two commands on a bare Debian, made with debootstrap (ARGS: for pytest)
+	@PYTHON='$(PYTHON)' sh tools/deps.sh fresh
+	@"$(PYTHON)" tests/fresh/run_fresh.py -- $(ARGS)
 
 lint: $(VENV)/.stamp lint-native ## check style, types and the C files
 	@$(BIN)/ruff check --quiet .

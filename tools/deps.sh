@@ -1,7 +1,7 @@
 #!/bin/sh
 # Install the system packages that are missing for a purpose, or print the one line that does.
 #
-# usage: deps.sh build|test|guest...
+# usage: deps.sh build|test|guest|fresh...
 #
 # Nothing is asked of the network when nothing is missing. What is there is found by looking for the
 # program or header itself, so it does not matter where it came from.
@@ -56,6 +56,11 @@ assert (pathlib.Path(sysconfig.get_path("include")) / "Python.h").exists()'
 		bullseye | bookworm | focal | jammy) need qemu-system-common virtiofsd ;;
 		*) need virtiofsd virtiofsd ;;
 		esac
+		need util-linux program unshare
+		;;
+	fresh)
+		need debootstrap program debootstrap
+		need git program git
 		need util-linux program unshare
 		;;
 	*)

@@ -26,12 +26,16 @@ LIMIT_SECONDS = {"unit": 300, "kernel": 200, "integration": 700}
 PACKAGES = ("kerneltrace_asgi", "kerneltrace_core", "kerneltrace_django")
 SETTINGS = """\
 [run]
-source_pkgs = {packages}
-disable_warnings = module-not-imported, no-data-collected, couldnt-parse
+source = {folders}
+disable_warnings = no-data-collected, couldnt-parse
 data_file = {data_file}
 parallel = true
 sigterm = true
 patch = subprocess
+"""
+FIND = """\
+import importlib, sys
+print(*(importlib.import_module(name).__path__[0] for name in sys.argv[1:]), sep=",")
 """
 # pytest's closing line: "2 failed, 178 passed in 19.22s (0:00:19)".
 CLOSING = re.compile(r"^(?:\d+ \w+, )*\d+ \w+ in [\d.]+s", re.MULTILINE)
@@ -61,8 +65,12 @@ def line_of(tier: str, totals: dict[str, float], ended: str) -> str:
 def measure(tier: str, python: Path, folder: Path) -> dict[str, float]:
     """Run a tier under coverage.py, print its line and return the totals."""
     settings = folder / f"{tier}.ini"
-    data = folder / tier
-    settings.write_text(SETTINGS.format(packages=",".join(PACKAGES), data_file=data))
+    found = subprocess.run(
+        [python, "-c", FIND, *PACKAGES], stdout=subprocess.PIPE, text=True, check=True
+    )
+    settings.write_text(
+        SETTINGS.format(folders=found.stdout.strip(), data_file=folder / f"data-of-{tier}")
+    )
     environment = {**os.environ}
     if python.parts[-3] not in (".venv", "3.10", "3.11"):
         environment["COVERAGE_CORE"] = "sysmon"
