@@ -1,0 +1,1 @@
+"""Sessions: an object loaded, attached, streamed from and closed as one."""
