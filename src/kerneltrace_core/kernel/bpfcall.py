@@ -32,8 +32,9 @@ MAP_ATTR = struct.Struct("=IIIIIII16sIIII")
 PROG_ATTR = struct.Struct("=IIQQIIQII16sIIIIQIIQIII")
 RUN_ATTR = struct.Struct("=IIIIQQIIIIQQ")
 BTF_ATTR = struct.Struct("=QQIII")
+LINK_ATTR = struct.Struct("=IIIIQ")
 UPROBE_MULTI_ATTR = struct.Struct("=IIIIQQQQIII")
-PERF_ATTR = struct.Struct("=IIQQQQQ64x")
+PERF_ATTR = struct.Struct("=IIQQQQQ8xQ48x")
 
 PERF_FLAG_FD_CLOEXEC = 8
 
@@ -110,15 +111,26 @@ class BpfCall:
         buffer = ctypes.create_string_buffer(attr, len(attr))
         return self._syscall("bpf", command, ctypes.addressof(buffer), len(attr))
 
-    def perf_event(self) -> int:
-        """Open a disabled software CPU clock event on the calling thread; a descriptor."""
+    def perf_event(self, kind: int = 1, config: int = 0) -> int:
+        """Open a disabled event, by default the CPU clock, on the calling thread; a descriptor."""
+        return self._perf_open((kind, config, 1_000_000, 0), pid=0, cpu=-1)
+
+    def perf_probe(self, kind: int, name: bytes) -> int:
+        """Open a disabled kprobe on a function, or uprobe at offset 0 of a file; a descriptor."""
         import ctypes
 
-        software, cpu_clock, disabled = 1, 0, 1
-        attr = PERF_ATTR.pack(software, PERF_ATTR.size, cpu_clock, 1_000_000, 0, 0, disabled)
+        text = ctypes.create_string_buffer(name)
+        return self._perf_open((kind, 0, 0, ctypes.addressof(text)), pid=-1, cpu=0)
+
+    def _perf_open(self, wanted: tuple[int, int, int, int], *, pid: int, cpu: int) -> int:
+        import ctypes
+
+        kind, config, period, config1 = wanted
+        disabled = 1
+        attr = PERF_ATTR.pack(kind, PERF_ATTR.size, config, period, 0, 0, disabled, config1)
         buffer = ctypes.create_string_buffer(attr, len(attr))
         address = ctypes.addressof(buffer)
-        return self._syscall("perf_event_open", address, 0, -1, -1, PERF_FLAG_FD_CLOEXEC)
+        return self._syscall("perf_event_open", address, pid, cpu, -1, PERF_FLAG_FD_CLOEXEC)
 
     def map_create(
         self,
@@ -190,7 +202,7 @@ class BpfCall:
         """Run a SEC("syscall") program once in the calling thread; 0."""
         return self.call(PROG_RUN, RUN_ATTR.pack(descriptor, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0))
 
-    def uprobe_multi_link(self, program: int, attach_type: int, path: bytes) -> int:
+    def uprobe_multi_link(self, program: int, attach_type: int, path: bytes, pid: int = 0) -> int:
         """Attach ``program`` at offset 0 of the file ``path``; a descriptor."""
         import ctypes
 
@@ -198,9 +210,13 @@ class BpfCall:
         offset = ctypes.c_uint64(0)
         attr = UPROBE_MULTI_ATTR.pack(
             program, 0, attach_type, 0, ctypes.addressof(name), ctypes.addressof(offset),
-            0, 0, 1, 0, 0,
+            0, 0, 1, 0, pid & 0xFFFFFFFF,
         )  # fmt: skip
         return self.call(LINK_CREATE, attr)
+
+    def link_create(self, program: int, target: int, attach_type: int) -> int:
+        """Attach ``program`` to a descriptor or interface; a descriptor."""
+        return self.call(LINK_CREATE, LINK_ATTR.pack(program, target, attach_type, 0, 0))
 
     def _syscall(self, name: str, *arguments: int) -> int:
         try:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 __all__ = [
     "VMLINUX",
     "BtfHeader",
+    "function_type_ids",
     "has_string",
     "has_tracepoint",
     "is_btf",
@@ -23,6 +24,7 @@ VMLINUX = "/sys/kernel/btf/vmlinux"
 MAGIC = 0xEB9F
 HEADER = struct.Struct("=HBBIIIII")
 TYPEDEF = 8
+FUNCTION = 12
 
 # Words after the three of struct btf_type, by kind: (fixed, for each member).
 # Documentation/bpf/btf.rst
@@ -38,7 +40,7 @@ TRAILING_WORDS = {
     9: (0, 0),  # VOLATILE
     10: (0, 0),  # CONST
     11: (0, 0),  # RESTRICT
-    12: (0, 0),  # FUNC
+    FUNCTION: (0, 0),
     13: (0, 2),  # FUNC_PROTO
     14: (1, 0),  # VAR
     15: (0, 3),  # DATASEC
@@ -113,10 +115,20 @@ def tracepoint_type_ids(data: bytes, names: Iterable[str]) -> dict[str, int]:
     types once (about 0.1 s for a whole kernel). Raises ValueError on malformed data or on
     a kind of type that came after this code.
     """
+    marked = {f"btf_trace_{name}": name for name in names}
+    return {marked[found]: number for found, number in _type_ids(data, marked, TYPEDEF).items()}
+
+
+def function_type_ids(data: bytes, names: Iterable[str]) -> dict[str, int]:
+    """Return the type id of each kernel function; otherwise as ``tracepoint_type_ids``."""
+    return _type_ids(data, names, FUNCTION)
+
+
+def _type_ids(data: bytes, names: Iterable[str], wanted: int) -> dict[str, int]:
     header = parse_header(data)
     by_offset: dict[int, str] = {}
     for name in names:
-        offset = _string_offset(data, header, f"btf_trace_{name}")
+        offset = _string_offset(data, header, name)
         if offset >= 0:
             by_offset[offset] = name
     section = memoryview(data)[header.types_at : header.types_at + header.types_bytes]
@@ -126,7 +138,7 @@ def tracepoint_type_ids(data: bytes, names: Iterable[str]) -> dict[str, int]:
     while at + 3 <= count and len(found) < len(by_offset):
         info = words[at + 1]
         kind = info >> 24 & 0x1F
-        if kind == TYPEDEF and words[at] in by_offset:
+        if kind == wanted and words[at] in by_offset:
             found.setdefault(by_offset[words[at]], type_id)
         try:
             fixed, each = TRAILING_WORDS[kind]
