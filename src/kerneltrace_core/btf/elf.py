@@ -122,10 +122,14 @@ class Elf:
         found: list[Symbol] = []
         for section in self.sections:
             if section.type in (SECTION_SYMTAB, SECTION_DYNSYM):
-                found.extend(self._symbols_of(section))
+                found.extend(self.symbols_of(section))
         return tuple(found)
 
-    def _symbols_of(self, table: Section) -> list[Symbol]:
+    def symbols_of(self, table: Section) -> list[Symbol]:
+        """Return what one table lists, .symtab or .dynsym; the first has index 1.
+
+        Raises FormatError.
+        """
         where = f"parse {self.file}: section {table.name} at offset 0x{table.offset:x}"
         layout = struct.Struct(("<" if self.little else ">") + SYMBOL[self.bits])
         if table.size % layout.size:
