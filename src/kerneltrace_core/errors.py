@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 __all__ = [
     "AttachError",
     "ClosedError",
+    "EventLayoutError",
     "FormatError",
     "KernelTraceError",
     "LoadError",
@@ -174,6 +175,10 @@ class MapKeyExistsError(_MapLookupError, KeyError):
 
 class MapEmptyError(_MapLookupError, IndexError):
     """A queue or a stack has nothing to give."""
+
+
+class EventLayoutError(KernelTraceError, TypeError):
+    """A declared event is not what the object has; the text is a table of the differences."""
 
 
 class ClosedError(KernelTraceError, ValueError):

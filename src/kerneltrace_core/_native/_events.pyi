@@ -2,14 +2,15 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, ClassVar, Generic, TypeVar, final
 
 _Batch = tuple[bytes, int, int]
-_E = TypeVar("_E", bound=KernelEvent)
+_E = TypeVar("_E")
+_K = TypeVar("_K", bound=KernelEvent)
 
 class KernelEvent:
     _size_: ClassVar[int]
     _exact_: ClassVar[bool]
     _fields_: ClassVar[tuple[str, ...]]
     @classmethod
-    def from_bytes(cls: type[_E], data: bytes, origin: int = 0) -> _E: ...
+    def from_bytes(cls: type[_K], data: bytes, origin: int = 0) -> _K: ...
     @property
     def origin(self) -> int: ...
     def as_dict(self) -> dict[str, Any]: ...

@@ -28,7 +28,7 @@ class KernelEvent:
     _exact_: ClassVar[bool]
     _fields_: ClassVar[tuple[str, ...]]
 
-    def __new__(cls, *_: object, **__: object) -> NoReturn:
+    def __new__(cls: type[E], *_: object, **__: object) -> E:
         """Refuse: an event is what the kernel sent."""
         raise TypeError(f"make {cls.__name__}: events come from a stream or from from_bytes()")
 

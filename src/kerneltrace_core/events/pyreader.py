@@ -13,7 +13,7 @@ from kerneltrace_core.events.pyframes import MATCH, Selector, records
 
 __all__ = ["Batch", "Reader"]
 
-E = TypeVar("E", bound=KernelEvent)
+E = TypeVar("E")  # declared by kernel_event(), which need not derive from KernelEvent
 Batch = tuple[bytes, int, int]  # frames, matching records to skip, matching records to deliver
 
 
@@ -36,18 +36,19 @@ class Reader(Generic[E]):
         refill: Callable[[], Batch | None],
         arefill: Callable[[], Awaitable[Batch | None]],
     ) -> None:
-        given: Any = cls
-        if not (isinstance(given, type) and issubclass(given, KernelEvent)):
+        event_class: Any = cls
+        if not (isinstance(event_class, type) and issubclass(event_class, KernelEvent)):
             raise TypeError(f"read events: {cls!r} is not an event class")
         if type(selector) is not Selector:
             raise TypeError(f"read events: {selector!r} is not a Selector")
-        size, exact = cls._layout()
+        size, exact = event_class._layout()
         if selector.size < size:
             raise OptionError(
                 f"read events: records of {selector.size} bytes are too short for {cls.__name__}, "
                 f"which has {size}"
             )
-        self._cls, self._selector, self._refill, self._arefill = cls, selector, refill, arefill
+        self._cls: Any = cls
+        self._selector, self._refill, self._arefill = selector, refill, arefill
         self._keep = size if exact else None
         self._batches: deque[_Unread] = deque()
         self._delivered = 0
@@ -126,7 +127,8 @@ class Reader(Generic[E]):
                     batch.take -= 1
                     self._delivered += 1
                     end = at + (length if self._keep is None else self._keep)
-                    return self._cls._make(batch.frames[at:end], origin)
+                    event: E = self._cls._make(batch.frames[at:end], origin)
+                    return event
             except OptionError:
                 self._batches.popleft()
                 raise

@@ -1,0 +1,114 @@
+"""Event classes from a struct's layout alone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+
+from kerneltrace_core.btf.layout import (
+    ArrayLayout,
+    FieldLayout,
+    Scalar,
+    StructLayout,
+    TypeLayout,
+    c_name,
+)
+from kerneltrace_core.events.decoding import (
+    Decoding,
+    decode_array,
+    decode_scalar,
+    field_of,
+    raw,
+    size_of,
+)
+from kerneltrace_core.events.engine import REST, Field, KernelEvent
+from kerneltrace_core.events.naming import class_name, field_name
+
+__all__ = ["decode", "event_class", "field_by_type", "is_flexible", "make_class", "restore"]
+
+
+_made: dict[StructLayout, type[KernelEvent]] = {}
+_making = threading.RLock()  # of one layout there is one class: events are equal by class
+
+
+def event_class(layout: StructLayout) -> type[KernelEvent]:
+    """Return the class of a struct or union: one for equal layouts. Thread-safe.
+
+    Its attributes are the C fields, those of anonymous members too, in the order of the source;
+    of a union all can be read. ``char[N]`` is str, ``__u8[N]`` bytes, other arrays are tuples, an
+    enum is its IntEnum (int for values without a name), a nested struct an event of its own.
+    """
+    with _making:
+        made = _made.get(layout)
+        if made is None:
+            made = _made[layout] = make_class(
+                class_name(layout.name),
+                KernelEvent,
+                layout,
+                {
+                    field_name(member.name): field_by_type(layout, member)
+                    for member in layout.fields()
+                },
+                (restore, layout),
+            )
+        return made
+
+
+def field_by_type(layout: StructLayout, member: FieldLayout) -> Field:
+    """Return the field of a member as it is in C."""
+    if size_of(member.type) == 0 and member is not layout.fields()[-1]:
+        return field_of(member, Decoding("b", 0))  # an array of none: a label for the next one
+    return field_of(member, decode(member.type))
+
+
+def make_class(
+    name: str,
+    base: type[KernelEvent],
+    layout: StructLayout,
+    fields: Mapping[str, Field],
+    maker: tuple[object, ...],
+) -> type[KernelEvent]:
+    """Return a class of these fields; ``maker`` is what unpickling calls."""
+    namespace: dict[str, object] = {
+        "__slots__": (),  # an event is its bytes and nothing else
+        "__doc__": c_name(layout),
+        "__module__": __name__,
+        "__match_args__": tuple(fields),
+        "_size_": layout.size,
+        "_exact_": not is_flexible(layout),
+        "_fields_": tuple(fields),
+        "_reduce_": maker,
+        **fields,
+    }
+    if base is not KernelEvent:  # the user's words for it
+        for kept in ("__doc__", "__module__", "__qualname__"):
+            namespace[kept] = getattr(base, kept)
+    return type(name, (base,), namespace)
+
+
+def restore(layout: StructLayout, data: bytes, origin: int) -> KernelEvent:
+    """Make an event again that was pickled."""
+    return event_class(layout).from_bytes(data, origin)
+
+
+def is_flexible(layout: StructLayout) -> bool:
+    """Say whether records of this struct have more bytes than its size."""
+    last = layout.fields()[-1].type if layout.fields() else None
+    if isinstance(last, StructLayout):
+        return is_flexible(last)
+    return isinstance(last, ArrayLayout) and not last.count
+
+
+def decode(layout: TypeLayout) -> Decoding:
+    """Decode a type as it is in C."""
+    if isinstance(layout, StructLayout):
+        return Decoding("n", layout.size, convert=event_class(layout))
+    if isinstance(layout, Scalar):
+        return decode_scalar(layout)
+    element = layout.element
+    if isinstance(element, Scalar) and element.size == 1 and not element.big_endian:
+        if element.kind == "char":
+            return Decoding("c", layout.count or REST)
+        if element.kind == "int" and not element.signed:
+            return raw(layout)
+    return decode_array(layout, decode)
