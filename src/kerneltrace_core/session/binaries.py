@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from kerneltrace_core.btf.elf import Elf
+from kerneltrace_core.btf.elf import Elf, Symbol
 from kerneltrace_core.errors import FormatError
 from kerneltrace_core.kernel.symbols import nearest
 
@@ -105,20 +105,19 @@ def function_offset(data: bytes, path: str, name: str) -> int:
     if not found and "@" not in name:
         # .symtab writes versions into names: memcpy@@GLIBC_2.14 is the default one.
         found = [symbol for symbol in symbols if symbol.name.startswith(f"{name}@@")]
+    if len({symbol.value for symbol in found}) > 1:
+        found = _default_version(elf, name) or found
     if found and all(symbol.kind == IFUNC for symbol in found):
         variants = sorted({each.name for each in symbols if f"_{name}_" in each.name})
         raise FunctionNotFoundError(
             f"{name} is chosen among variants when the program starts (IFUNC)",
-            f"probe the variant in use, one of {', '.join(variants[:8])}" if variants else
-            "probe the variant in use by its offset",
-        )  # fmt: skip
+            f"probe the variant in use, one of {', '.join(variants[:8])}"
+            if variants
+            else "probe the variant in use by its offset",
+        )
     functions = [symbol for symbol in found if symbol.is_function]
-    places = {symbol.value for symbol in functions}
-    if len(places) > 1:
-        places = _default_places(elf, name) or places
-    if len(places) > 1:
-        exported = {symbol.value for symbol in functions if not symbol.is_local}
-        places = exported if len(exported) == 1 else places
+    exported = {symbol.value for symbol in functions if not symbol.is_local}
+    places = exported if len(exported) == 1 else {symbol.value for symbol in functions}
     if not places:
         names = {symbol.name for symbol in symbols if symbol.is_function}
         near = nearest(name, names)
@@ -139,23 +138,23 @@ def function_offset(data: bytes, path: str, name: str) -> int:
     return elf.file_offset(places.pop())
 
 
-def _default_places(elf: Elf, name: str) -> set[int]:
-    """Return the addresses of a symbol's default version, from .gnu.version beside .dynsym."""
+def _default_version(elf: Elf, name: str) -> list[Symbol]:
+    """Return a symbol's default version, which .gnu.version tells beside .dynsym."""
     versions = elf.section(".gnu.version")
     if versions is None or not 0 < versions.link < len(elf.sections):
-        return set()
+        return []
     table = elf.sections[versions.link]
     if table.type != DYNSYM:
-        return set()
+        return []
     order: Literal["little", "big"] = "little" if elf.little else "big"
-    numbers = memoryview(versions.data)
-    found = set()
+    numbers = versions.data
+    found = []
     for position, symbol in enumerate(elf.symbols_of(table), 1):
         if symbol.name != name or not symbol.section_index:
             continue
-        pair = bytes(numbers[2 * position : 2 * position + 2])
+        pair = numbers[2 * position : 2 * position + 2]
         if len(pair) == 2 and not int.from_bytes(pair, order) & HIDDEN_VERSION:
-            found.add(symbol.value)
+            found.append(symbol)
     return found
 
 

@@ -56,7 +56,7 @@ def attach_kprobe(program_fd: int, program: ProgramFacts, spec: Kprobe | Kretpro
     """Attach to a kernel function's instruction or return."""
     kind = pmu_number("kprobe")
     if kind is None:
-        cause = missing_option("CONFIG_KPROBES", "CONFIG_KPROBE_EVENTS") or Cause(
+        cause = missing_option("CONFIG_KPROBES", "CONFIG_KPROBE_EVENTS", otherwise=IN_BTF) or Cause(
             f"this kernel has no kprobes: {PMUS}/kprobe is not there",
             f"use a kernel with CONFIG_KPROBES=y and CONFIG_KPROBE_EVENTS=y, or {IN_BTF}",
             UnsupportedError,

@@ -113,7 +113,7 @@ def _explain(code: int, spec: PerfEvent) -> Cause:
             'take a software event: event="cpu-clock"',
             UnsupportedError,
         )
-    if code == errno.ENODEV:
+    if code in (errno.ENODEV, errno.EINVAL) and spec.cpu is not None and spec.cpu not in _online():
         return Cause(f"there is no processor {spec.cpu}, or it is offline")
     if code == errno.EINVAL and spec.frequency_hz:
         limit = _max_rate()

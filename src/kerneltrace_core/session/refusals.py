@@ -94,7 +94,7 @@ def perf_privilege(code: int, wanted: str = "cap_perfmon", otherwise: str = "") 
     return privilege(code, (wanted,), otherwise)
 
 
-def missing_option(*options: str) -> Cause | None:
+def missing_option(*options: str, otherwise: str = "") -> Cause | None:
     """Return the cause if the kernel was built without one of ``options``; None: not known to."""
     config = read_config()
     if config is None:
@@ -104,7 +104,7 @@ def missing_option(*options: str) -> Cause | None:
         return None
     return Cause(
         f"this kernel was built without {', '.join(missing)}",
-        f"use a kernel with {'=y, '.join(missing)}=y",
+        f"use a kernel with {'=y, '.join(missing)}=y" + (f", or {otherwise}" if otherwise else ""),
         UnsupportedError,
     )
 
