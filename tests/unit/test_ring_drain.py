@@ -1,4 +1,4 @@
-"""The drain of a ring buffer over plain memory: what is taken, what stops it, what is given back."""
+"""The drain of a ring buffer over plain memory: what is taken, what stops it, what is left."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import os
 import select
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from kerneltrace_core._native import rings
@@ -14,19 +14,10 @@ from kerneltrace_core.errors import RingError
 from kerneltrace_core.ring.owner import Owner
 from kerneltrace_core.ring.protocol import CHUNK_BYTES, NO_LIMIT, Drained, Layout
 
-__all__ = ["PerfReader", "parse_cpus", "sample_padding"]
+__all__ = ["PerfReader", "parse_cpus"]
 
 ONLINE = "/sys/devices/system/cpu/online"
 LARGEST_SAMPLE = 1 << 16  # a record's size is a u16
-
-
-def sample_padding(size: int) -> int:
-    """Return by how many bytes the kernel makes a sample of this size longer.
-
-    It pads the u32 length and the data together to a multiple of 8 and counts that as data
-    (perf_prepare_sample in kernel/events/core.c).
-    """
-    return -(size + 4) % 8
 
 
 def parse_cpus(text: str) -> Iterator[int]:
@@ -40,8 +31,9 @@ class PerfReader:
     """Read a BPF_MAP_TYPE_PERF_EVENT_ARRAY, for kernels before 5.8. Owns descriptors.
 
     ``pages``: of data for each CPU, a power of two. The records of one CPU come in order, those
-    of different CPUs do not. A record's ``origin`` is its CPU; its length is padded, see
-    ``sample_padding``. ``lost_by_cpu`` counts what the kernel had no space for.
+    of different CPUs do not. A record's ``origin`` is its CPU; its length is padded so that it
+    and a u32 fill words of 8 bytes (perf_prepare_sample in kernel/events/core.c).
+    ``lost_by_cpu`` counts what the kernel had no space for.
 
     Thread-safe as RingReader is. CPUs that come online later are not read.
     Needs CAP_PERFMON. Raises RingError, PrivilegeError.
@@ -76,7 +68,9 @@ class PerfReader:
         self.name = name
         self.lost_by_cpu = {cpu: 0 for cpu, _ in parts}
         self._owner = Owner(f"perf buffer {name}")
-        self._lock = threading.Lock()
+        # Reentrant: a collection of garbage in the midst of a drain may close the session.
+        self._lock = threading.RLock()
+        self._inside = False
         self._result = rings.new_result()
         self._scratch = rings.new_scratch(CHUNK_BYTES)
         self._stack = ExitStack()
@@ -115,13 +109,11 @@ class PerfReader:
         Begins each time with another CPU, so that a busy one does not starve the others.
         Raises RingError if a part holds what no kernel writes.
         """
-        self._owner.check("drain")
         limit_bytes = min(max(limit_bytes, LARGEST_SAMPLE), CHUNK_BYTES)
         chunks: list[bytes] = []
         size = records = discarded = lost = 0
         more = False
-        with self._lock:
-            self._owner.check("drain")
+        with self._open("drain"):
             self._next += 1
             for turn in range(len(self._parts)):
                 cpu, part = self._parts[(self._next + turn) % len(self._parts)]
@@ -149,9 +141,7 @@ class PerfReader:
 
     def pending_bytes(self) -> int:
         """Return how many bytes wait, of all CPUs."""
-        self._owner.check("look into")
-        with self._lock:
-            self._owner.check("look into")
+        with self._open("look into"):
             return sum(rings.pending_in_perf(part) for _, part in self._parts)
 
     def spin(self, microseconds: int) -> bool:  # noqa: ARG002
@@ -174,9 +164,23 @@ class PerfReader:
                 os.close(rings.perf_fd(part))
             return
         with self._lock:
-            if not self._owner.closed:
-                self._owner.closed = True
+            self._owner.closed = True
+            if not self._inside:
                 self._stack.close()
+
+    @contextmanager
+    def _open(self, act: str) -> Iterator[None]:
+        """Keep the mappings for the block, even if `close` is called in it by this thread."""
+        self._owner.check(act)
+        with self._lock:
+            self._owner.check(act)
+            self._inside = True
+            try:
+                yield
+            finally:
+                self._inside = False
+                if self._owner.closed:
+                    self._stack.close()
 
     def __del__(self) -> None:
         if hasattr(self, "_stack"):

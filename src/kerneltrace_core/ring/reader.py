@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from kerneltrace_core._native import rings
 from kerneltrace_core.errors import RingError
@@ -35,7 +36,9 @@ class RingReader:
         self._fd = fd
         self.name = name
         self._owner = Owner(f"ring {name}")
-        self._lock = threading.Lock()
+        # Reentrant: a collection of garbage in the midst of a drain may close the session.
+        self._lock = threading.RLock()
+        self._inside = False
         self._result = rings.new_result()
         self._scratch_bytes = min(CHUNK_BYTES, max(self._size, 4096))
         self._scratch = rings.new_scratch(self._scratch_bytes)
@@ -79,9 +82,7 @@ class RingReader:
         discarded. A record that is longer than ``limit_bytes`` is taken alone. Raises RingError
         if the ring holds what no kernel writes; it is then of no more use.
         """
-        self._owner.check("drain")
-        with self._lock:
-            self._owner.check("drain")
+        with self._open("drain"):
             taken = self._drain(min(limit_bytes, self._scratch_bytes), limit_records)
             if taken.needed_bytes:
                 if taken.needed_bytes > self._scratch_bytes:
@@ -103,9 +104,7 @@ class RingReader:
 
         Some 4 ns for a record of 64 bytes. Never blocks. Raises RingError as ``drain`` does.
         """
-        self._owner.check("drain")
-        with self._lock:
-            self._owner.check("drain")
+        with self._open("drain"):
             wanted = self._wanted.get(layout)
             if wanted is None:
                 wanted = self._wanted[layout] = rings.wanted(*layout)
@@ -121,16 +120,12 @@ class RingReader:
 
     def pending_bytes(self) -> int:
         """Return the bytes between the positions, headers and unfinished records included."""
-        self._owner.check("look into")
-        with self._lock:
-            self._owner.check("look into")
+        with self._open("look into"):
             return rings.pending_in_ring(self._ring)
 
     def spin(self, microseconds: int) -> bool:
         """Look for a record for so long, keeping a CPU busy; drains wait meanwhile."""
-        self._owner.check("watch")
-        with self._lock:
-            self._owner.check("watch")
+        with self._open("watch"):
             return rings.spin_on_ring(self._ring, microseconds * 1000)
 
     def listen(self, wake: Callable[[], None] | None) -> None:
@@ -142,10 +137,28 @@ class RingReader:
             self._owner.closed = True
             return
         with self._lock:
-            if not self._owner.closed:
-                self._owner.closed = True
-                if self._mapped:
-                    rings.unmap_ring(self._ring, self.name)
+            self._owner.closed = True
+            if not self._inside:
+                self._unmap()
+
+    def _unmap(self) -> None:
+        if self._mapped:
+            self._mapped = False
+            rings.unmap_ring(self._ring, self.name)
+
+    @contextmanager
+    def _open(self, act: str) -> Iterator[None]:
+        """Keep the mapping for the block, even if `close` is called in it by this thread."""
+        self._owner.check(act)
+        with self._lock:
+            self._owner.check(act)
+            self._inside = True
+            try:
+                yield
+            finally:
+                self._inside = False
+                if self._owner.closed:
+                    self._unmap()
 
     def __del__(self) -> None:
         # Made only in part: __init__ raised.
