@@ -8,6 +8,7 @@ False; every other refusal is MapError with the errno, which the callers put int
 from __future__ import annotations
 
 import errno as errno_names
+import re
 from typing import NamedTuple, NoReturn
 
 from kerneltrace_core._native.lib import _reason, ffi, lib
@@ -16,6 +17,7 @@ from kerneltrace_core.errors import MapError
 __all__ = [
     "Batch",
     "RawInfo",
+    "contains",
     "create",
     "delete",
     "freeze",
@@ -47,11 +49,11 @@ class RawInfo(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """``count`` keys and values, each one after the other; ``next`` None: these were the last."""
+    """``found`` keys and values, each one after the other; ``next`` None: these were the last."""
 
     keys: bytes
     values: bytes
-    count: int
+    found: int
     next: bytes | None
 
 
@@ -76,6 +78,15 @@ def lookup(fd: int, key: bytes | None, size: int, flags: int = 0) -> bytes | Non
         return None
     _checked("look up", code)
     return bytes(value)
+
+
+def contains(fd: int, value: bytes) -> bool:
+    """Tell whether a Bloom filter may have a value. Linux 5.16."""
+    code = lib.bpf_map_lookup_elem_flags(fd, ffi.NULL, ffi.from_buffer(bytearray(value)), 0)
+    if code == -errno_names.ENOENT:
+        return False
+    _checked("look up", code)
+    return True
 
 
 def update(fd: int, key: bytes | None, value: bytes, flags: int = 0) -> None:
@@ -174,8 +185,8 @@ def create(
     """Create a map without BTF; returns its descriptor."""
     plan = ffi.new("struct kt_map_plan *")
     # The kernel takes letters, digits, _ and . and no more than 15 of them.
-    spelled = "".join(each if each.isalnum() or each in "_." else "_" for each in name)
-    named = ffi.new("char[]", spelled.encode("ascii", "replace")[:15])
+    spelled = re.sub(r"[^A-Za-z0-9_.]", "_", name)[:15]
+    named = ffi.new("char[]", spelled.encode())
     plan.name, plan.type, plan.flags = named, type, flags
     plan.key_size, plan.value_size, plan.max_entries = key_size, value_size, max_entries
     plan.inner_fd = -1 if inner_fd is None else inner_fd

@@ -1,0 +1,64 @@
+"""What the kernel's refusals mean to who uses a map."""
+
+from __future__ import annotations
+
+import errno as errno_names
+import os
+
+from kerneltrace_core.errors import (
+    KernelTraceError,
+    MapError,
+    MapFullError,
+    PrivilegeError,
+    UnsupportedError,
+)
+from kerneltrace_core.maps.info import MapInfo
+from kerneltrace_core.maps.kinds import MapFlags, MapType
+
+__all__ = ["explain", "type_name"]
+
+NOT_THERE = (errno_names.EOPNOTSUPP, errno_names.ENOSYS)
+REFUSED = (errno_names.EPERM, errno_names.EACCES)
+
+
+def type_name(number: MapType | int) -> str:
+    """Return the kernel's word for a type of map: ``hash``, ``percpu_array``."""
+    return number.name.lower() if isinstance(number, MapType) else f"type {number}"
+
+
+def explain(act: str, error: OSError, name: str, info: MapInfo) -> KernelTraceError:
+    """Return the error to raise for an errno; ``act`` says what was tried, and with what.
+
+    ``info``: with ``frozen`` as it is now, where that can be read.
+    """
+    code = error.errno or 0
+    if code == errno_names.E2BIG:
+        return MapFullError(
+            f"{act}: it is full, max_entries is {info.max_entries} (delete entries, or make room: "
+            f"Session(..., maps={{{name!r}: {info.max_entries * 2}}}), or let the least used go: "
+            "type lru_hash)",
+            errno=code,
+        )
+    if code in REFUSED:
+        return _refused(act, code, info)
+    if code in NOT_THERE:
+        return UnsupportedError(
+            f"{act}: this kernel cannot do so with a map of type {type_name(info.type)}", errno=code
+        )
+    named = errno_names.errorcode.get(code, str(code))
+    return MapError(f"{act}: {os.strerror(code)} ({named})", errno=code)
+
+
+def _refused(act: str, code: int, info: MapInfo) -> KernelTraceError:
+    if info.frozen:
+        return MapError(f"{act}: it is frozen, only programs may change it", errno=code)
+    for flag, forbidden in ((MapFlags.RDONLY, "written"), (MapFlags.WRONLY, "read")):
+        if info.flags & flag:
+            told = f"made with BPF_F_{flag.name}: it cannot be {forbidden} from user space"
+            return MapError(f"{act}: {told}", errno=code)
+    # Not at the top: nearly never needed.
+    from kerneltrace_core.kernel.privileges import explain_refusal, read_privileges
+
+    why = explain_refusal(code, read_privileges(), ["cap_bpf"])
+    remedy = f" ({why.remedy})" if why.remedy else ""
+    return PrivilegeError(f"{act}: {why.reason}{remedy}", errno=code)

@@ -1,0 +1,75 @@
+"""Longest-prefix-match tries: maps by network."""
+
+from __future__ import annotations
+
+import ipaddress
+import struct
+from collections.abc import Sequence
+from typing import Any, TypeVar, cast
+
+from kerneltrace_core.errors import MapKeyExistsError, OptionError
+from kerneltrace_core.maps.mapping import KeyedMap
+
+__all__ = ["Prefix", "TrieMap"]
+
+V = TypeVar("V")
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+# Network, address (the whole of it), its spelling, or (bits, bytes).
+Prefix = Network | Address | str | tuple[int, bytes]
+
+PREFIX = struct.Struct("=I")
+
+
+class TrieMap(KeyedMap[Prefix, V]):
+    """A trie: a lookup finds the longest prefix that covers the key, as routing tables do.
+
+    Keys of 4 or 16 bytes behind the length are networks of ``ipaddress``; an address, alone or
+    spelled, stands for the whole of it; keys of any length can be ``(bits, bytes)``, the bytes
+    beyond the bits being ignored. So ``trie[address]``, ``get`` and ``in`` answer for whatever
+    covers the key; storing, ``insert``, ``replace``, ``pop`` and ``del`` mean exactly the prefix.
+    """
+
+    def _encode_key(self, key: Any) -> bytes:
+        size = self._shape.key_size - PREFIX.size
+        if isinstance(key, bytes | bytearray | memoryview) or hasattr(type(key), "_fields_"):
+            return self._key.encode(key)
+        if isinstance(key, str):
+            try:
+                key = ipaddress.ip_network(key, strict=False)
+            except ValueError as error:
+                raise OptionError(str(error)) from None
+        if isinstance(key, ipaddress.IPv4Network | ipaddress.IPv6Network):
+            bits, data = key.prefixlen, key.network_address.packed
+        elif isinstance(key, ipaddress.IPv4Address | ipaddress.IPv6Address):
+            bits, data = key.max_prefixlen, key.packed
+        elif (
+            isinstance(key, Sequence)
+            and len(key) == 2
+            and isinstance(key[0], int)
+            and isinstance(key[1], bytes | bytearray | memoryview)
+        ):
+            bits, data = key[0], bytes(key[1])
+        else:
+            raise OptionError(f"{key!r} is no network, address, or (bits, bytes)")
+        if len(data) != size:
+            raise OptionError(f"{key!r} has {len(data)} bytes, the trie's keys have {size}")
+        if not 0 <= bits <= 8 * size:
+            raise OptionError(f"a prefix of {bits} bits (0 to {8 * size})")
+        return PREFIX.pack(bits) + data
+
+    def _decode_key(self, data: bytes) -> Prefix:
+        (bits,) = PREFIX.unpack_from(data)
+        rest = data[PREFIX.size :]
+        if len(rest) in (4, 16):
+            return ipaddress.ip_network((rest, bits), strict=False)
+        return bits, rest
+
+    def setdefault(self, key: Prefix, default: V | None = None) -> V:
+        """Return what exactly this prefix has, else store."""
+        try:
+            self.insert(key, cast("V", default))
+        except MapKeyExistsError:
+            return self[key]  # the longest prefix that covers it is itself
+        return cast("V", default)
