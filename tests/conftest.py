@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["pytester", "harness.tiers", "harness.deadlines", "harness.leaks"]
+pytest_plugins = [
+    "pytester",
+    "harness.recorded",
+    "harness.tiers",
+    "harness.deadlines",
+    "harness.leaks",
+]
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness.recorded import RECORDED
+
 if TYPE_CHECKING:
     from kerneltrace_core.kernel.support import Support
 
@@ -67,6 +69,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         tier = tier_of(item.nodeid)
         if tier is not None:
             item.add_marker(tier)
+        for marker in item.iter_markers("feature"):
+            item.user_properties.append(("feature", str(marker.args[0])))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -126,7 +130,14 @@ def require(request: pytest.FixtureRequest) -> Require:
             if feature not in ANSWERS:
                 ANSWERS[feature] = ask(feature) if probe is None else probe()
             answer = ANSWERS[feature]
+            note = f"{feature} = {answer.verdict.value}; {answer.reason}"
+            request.node.user_properties.append(("asked", note))
             if answer.verdict is Verdict.NO:
+                if feature in request.config.stash[RECORDED]:
+                    pytest.fail(
+                        f"probe {feature}: no: {answer.reason}; but on a kernel of this version "
+                        "and as root it has said yes (docs/kernels.md)"
+                    )
                 tiers.refused[feature] = answer
                 tiers.skipped_by[feature] += 1
                 request.node.stash[REFUSED_BY] = feature

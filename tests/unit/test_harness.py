@@ -13,6 +13,7 @@ import pytest
 
 from harness import leaks
 from harness.leaks import MARK, carries, is_zombie, parse_program_ids
+from harness.recorded import parse_recorded, version_of
 from harness.tiers import tier_of
 
 RunTier = Callable[..., pytest.RunResult]
@@ -27,9 +28,10 @@ no, yes = (lambda: Support.no("told so", "do this")), Support.yes
 @pytest.fixture
 def run_tier(pytester: pytest.Pytester) -> RunTier:
     """Return a function that runs a module of a tier under this project's rules."""
-    plugins = [f"-pharness.{name}" for name in ("tiers", "deadlines", "leaks")]
+    plugins = [f"-pharness.{name}" for name in ("recorded", "tiers", "deadlines", "leaks")]
     pytester.makeini(
-        "[pytest]\nmarkers =\n unit\n kernel\n integration\n deadline\naddopts = --strict-markers\n"
+        "[pytest]\nmarkers =\n unit\n kernel\n integration\n deadline\n feature\n"
+        "addopts = --strict-markers\n"
     )
 
     def run(tier: str, source: str, *arguments: str) -> pytest.RunResult:
@@ -177,3 +179,55 @@ def test_a_descriptor_tells_the_program_that_it_holds() -> None:
     assert parse_program_ids(program) == {1234}
     assert parse_program_ids(link) == {99}
     assert parse_program_ids(["pos:\t0", "prog_id:\t0"]) == set()
+
+
+RECORDED_PAGE = """# page
+
+## As root
+
+| feature | 5.10.0-46 | {version}.44-cloud (host) |
+|---|---|---|
+| `thing` | no [1] | yes (3) |
+| `other` | yes (1) | no [1] |
+| `python:3.99` | yes (1) | yes (1) |
+
+| module | 5.10.0-46 | {version}.44-cloud (host) |
+|---|---|---|
+| `test_it` | 1 | 1 |
+
+## As somebody
+
+| feature | {version}.44-cloud (host) |
+|---|---|
+| `other` | yes (1) |
+"""
+
+
+def test_a_page_says_what_a_kernel_had_as_root() -> None:
+    page = RECORDED_PAGE.format(version="6.18")
+
+    assert parse_recorded(page, "6.18.99-other") == {"thing"}
+    assert parse_recorded(page, "5.10.1") == {"other"}
+    assert parse_recorded(page, "6.1.0") == frozenset()
+    assert parse_recorded("# nothing yet\n", "6.18.99") == frozenset()
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="the page speaks of root"
+)
+def test_a_test_that_ran_on_this_kernel_and_is_made_to_skip_fails(
+    run_tier: RunTier, pytester: pytest.Pytester
+) -> None:
+    version = version_of(os.uname().release)
+    (pytester.path / "kernels.md").write_text(RECORDED_PAGE.format(version=version))
+
+    result = run_tier(
+        "kernel",
+        "def test_a(require): require('thing', probe=no)\n"
+        "def test_b(require): require('other', probe=no)\n"
+        "def test_c(): pass\n",
+        "--recorded=kernels.md",
+    )
+
+    result.assert_outcomes(passed=1, failed=1, skipped=1)
+    result.stdout.fnmatch_lines(["*probe thing: no: told so; but on a kernel of this version*"])

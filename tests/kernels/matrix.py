@@ -1,0 +1,84 @@
+#!/usr/bin/env python3
+"""Run the kernel tier on several kernels and tell what works where.
+
+usage: matrix.py [--select MARKS] [--timeout SECONDS] [--results FOLDER] [--run NAME]...
+                 [--document FILE] KERNEL... [-- PYTEST_ARGUMENT...]
+
+KERNEL is a suite of Debian, whose kernel runs as an emulated guest, or "host", the one that runs
+now. There is one guest for each kernel, and the runs in it are those of runs.py. The results are
+JUnit files in FOLDER/RELEASE; the tables that report.py makes of them are printed, and written to
+FILE if one is given. Exit status 0 if nothing failed. Needs root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from report import HOST, read_results, render, render_text, shortcomings
+from run_in_kernel import cache_folder
+from runs import RUNS
+
+HERE = Path(__file__).resolve().parent
+# Sharing a folder with a guest does not carry the tests' modules: they are in the work tree.
+PASSED_ON = ("PYTHONDONTWRITEBYTECODE",)
+
+
+def release_of(kernel: str) -> str:
+    """Return the release of a fetched suite, or of the running kernel."""
+    if kernel == HOST:
+        return os.uname().release
+    return (cache_folder() / "kernels" / f".{kernel}").read_text().strip()
+
+
+def run_kernel(kernel: str, folder: Path, options: argparse.Namespace, more: list[str]) -> int:
+    """Run the tier on one kernel; return the exit status."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    command = [sys.executable, str(HERE / "runs.py"), "--results", str(folder.resolve())]
+    command += ["--select", options.select, *(f"--run={name}" for name in options.run or RUNS)]
+    command += ["--", *more]
+    if kernel == HOST:
+        inside = ["unshare", "--mount", "--propagation", "private", *command]
+    else:
+        inside = [sys.executable, str(HERE / "run_in_kernel.py")]
+        inside += ["--timeout", str(options.timeout), "--rw", str(folder.resolve())]
+        inside += [f"--env={name}" for name in PASSED_ON]
+        inside += [release_of(kernel), "--", *command]
+    return subprocess.run(inside, check=False).returncode
+
+
+def main() -> int:
+    """Run the program; return its exit status."""
+    split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    parser = argparse.ArgumentParser(prog="matrix.py")
+    parser.add_argument("--select", default="kernel", metavar="MARKS")
+    parser.add_argument("--timeout", type=float, default=1800, metavar="SECONDS")
+    parser.add_argument("--results", type=Path, default=Path("build/kernels"), metavar="FOLDER")
+    parser.add_argument("--run", action="append", choices=RUNS, metavar="NAME")
+    parser.add_argument("--document", type=Path, metavar="FILE")
+    parser.add_argument("kernels", nargs="+", metavar="KERNEL")
+    options = parser.parse_args(sys.argv[1:split])
+    failed = []
+    for kernel in options.kernels:
+        release = release_of(kernel)
+        print(f"\n=== {kernel}: linux {release}", flush=True)
+        name = f"{HOST}-{release}" if kernel == HOST else release
+        if run_kernel(kernel, options.results / name, options, sys.argv[split + 1 :]):
+            failed.append(kernel)
+    results = read_results(options.results)
+    print(f"\n{render_text(results)}", flush=True)
+    if options.document:
+        options.document.write_text(render(results))
+        failed += shortcomings(results)
+    for cause in failed:
+        print(f"matrix: failed: {cause}", flush=True)
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

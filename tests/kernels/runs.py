@@ -1,0 +1,131 @@
+#!/usr/bin/env python3
+"""Run the kernel tier once for each set of privileges on the kernel that runs now.
+
+usage: runs.py [--run NAME]... --results FOLDER [--select MARKS] [-- PYTEST_ARGUMENT...]
+
+root        as root, kernel.perf_event_paranoid as it is
+nobody-N    as uid 65534 with CAP_BPF and CAP_PERFMON alone and 64 KiB of RLIMIT_MEMLOCK, at
+            kernel.perf_event_paranoid N, the tests marked `unprivileged`
+
+Each run leaves FOLDER/NAME.xml (JUnit). The sysctl is changed only in a guest; elsewhere a run for
+another value than the present one is left out. Exit status 0 if all runs passed. Needs root, and a
+mount namespace of its own where it is not in a guest: there folders that only root may enter are
+opened by an overlay that nobody else sees.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+PARANOID = Path("/proc/sys/kernel/perf_event_paranoid")
+NOBODY = 65534
+MEMLOCK_BYTES = 64 * 1024
+ROOT_RUN = "root"
+RUNS = (ROOT_RUN, "nobody-2", "nobody-3")
+# pytest's exit status when the selection is empty.
+NONE_SELECTED = 5
+
+
+def paranoid_of(run: str) -> int | None:
+    """Return the perf_event_paranoid that a run wants; None for root, who does not mind."""
+    return None if run == ROOT_RUN else int(run.removeprefix("nobody-"))
+
+
+def prefix_of(run: str) -> list[str]:
+    """Return the command that gives a run its privileges."""
+    if run == ROOT_RUN:
+        return []
+    return [
+        *("prlimit", f"--memlock={MEMLOCK_BYTES}:{MEMLOCK_BYTES}"),
+        *("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"),
+        *("--inh-caps=+bpf,+perfmon", "--ambient-caps=+bpf,+perfmon"),
+    ]
+
+
+def selection_of(run: str, select: str) -> str:
+    """Return the expression for pytest's -m."""
+    return select if run == ROOT_RUN else f"({select}) and unprivileged"
+
+
+def closed_folders(path: Path) -> list[Path]:
+    """Return the folders on the way to a path that not everybody may enter, outermost first."""
+    return [
+        folder
+        for folder in reversed(path.parents)
+        if not stat.S_IMODE(folder.stat().st_mode) & stat.S_IXOTH
+    ]
+
+
+def open_folder(folder: Path) -> None:
+    """Let everybody enter a folder, as far as this guest or mount namespace is concerned."""
+    if "RUN_IN_KERNEL" not in os.environ:
+        layers = tempfile.mkdtemp(prefix="open-")
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", layers], check=True)
+        upper, work = Path(layers, "upper"), Path(layers, "work")
+        upper.mkdir()
+        work.mkdir()
+        options = f"lowerdir={folder},upperdir={upper},workdir={work}"
+        subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", folder], check=True)
+    folder.chmod(stat.S_IMODE(folder.stat().st_mode) | stat.S_IXOTH)
+
+
+def prepare(run: str) -> str | None:
+    """Make the machine fit for a run; return why it cannot be, None if it is."""
+    wanted = paranoid_of(run)
+    if wanted is None:
+        return None
+    present = int(PARANOID.read_text())
+    if present != wanted:
+        if "RUN_IN_KERNEL" not in os.environ:
+            return f"kernel.perf_event_paranoid is {present}, and not this program's to change"
+        PARANOID.write_text(str(wanted))
+    for path in (Path(sys.executable), Path(sys.executable).resolve(), Path.cwd() / "tests"):
+        for folder in closed_folders(path):
+            open_folder(folder)
+    # The work folder was entered before it was covered.
+    os.chdir(Path.cwd())
+    return None
+
+
+def main() -> int:
+    """Run the program; return its exit status."""
+    split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    parser = argparse.ArgumentParser(prog="runs.py")
+    parser.add_argument("--run", action="append", choices=RUNS, metavar="NAME")
+    parser.add_argument("--results", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--select", default="kernel", metavar="MARKS")
+    options = parser.parse_args(sys.argv[1:split])
+    options.results.mkdir(parents=True, exist_ok=True)
+    # The one that writes there may be uid 65534.
+    options.results.chmod(0o1777)
+    failed = False
+    for run in options.run or RUNS:
+        refused = prepare(run)
+        if refused:
+            print(f"== {run}: left out: {refused}", flush=True)
+            continue
+        print(f"== {run}, linux {os.uname().release}", flush=True)
+        with tempfile.TemporaryDirectory(prefix="home-") as home:
+            Path(home).chmod(0o1777)
+            command = [*prefix_of(run), sys.executable, "-m", "pytest", "-q"]
+            command += ["-p", "no:cacheprovider", "-m", selection_of(run, options.select)]
+            command += [f"--junitxml={options.results / run}.xml", "tests/kernel"]
+            done = subprocess.run(
+                [*command, *sys.argv[split + 1 :]],
+                env={**os.environ, "HOME": home, "PYTHONDONTWRITEBYTECODE": "1"},
+                check=False,
+            )
+        if done.returncode == NONE_SELECTED:
+            print(f"== {run}: no test is selected", flush=True)
+        failed |= done.returncode not in (0, NONE_SELECTED)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
