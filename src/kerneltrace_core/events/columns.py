@@ -24,8 +24,8 @@ class Columns:
     lists. Fields of nested structs are named ``header.cpu``. ``len()`` is the number of events.
     """
 
-    def __init__(self, layout: StructLayout, data: bytes | bytearray) -> None:
-        """Take packed records, each of ``layout.size`` bytes; OptionError if they end within one."""
+    def __init__(self, layout: StructLayout, data: bytes | bytearray | memoryview) -> None:
+        """Take packed records of ``layout.size`` bytes; OptionError if they end within one."""
         if not layout.size or len(data) % layout.size:
             raise OptionError(
                 f"make columns of {layout.name}: {len(data)} bytes are not records of {layout.size}"

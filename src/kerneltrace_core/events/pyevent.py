@@ -33,7 +33,7 @@ class KernelEvent:
         raise TypeError(f"make {cls.__name__}: events come from a stream or from from_bytes()")
 
     @classmethod
-    def from_bytes(cls: type[E], data: bytes, origin: int = 0) -> E:
+    def from_bytes(cls: type[E], data: bytes | bytearray | memoryview, origin: int = 0) -> E:
         """Make an event of a record's bytes.
 
         Raises OptionError when their number is not the struct's, TypeError when the class knows

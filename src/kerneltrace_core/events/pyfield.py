@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, final
 
 from kerneltrace_core.errors import OptionError
+from kerneltrace_core.events.pyevent import KernelEvent
 
 __all__ = ["REST", "Field"]
 
 REST = -1  # a size or a count that the record's own length decides
 SIZES = {"u": "BHIQ", "s": "bhiq", "U": "BHIQ", "S": "bhiq", "?": "BHIQ", "f": "__fd"}
 MOST_DIMENSIONS = 8
+MOST_BYTES = 1 << 30
 
 
 @final
@@ -30,7 +33,17 @@ class Field:
     Raises OptionError for what fits no record, and when an event ends before the field.
     """
 
-    __slots__ = ("_code", "bit_offset", "bit_size", "convert", "kind", "offset", "shape", "size")
+    __slots__ = (
+        "_code",
+        "_end",
+        "bit_offset",
+        "bit_size",
+        "convert",
+        "kind",
+        "offset",
+        "shape",
+        "size",
+    )
 
     def __init__(
         self,
@@ -49,19 +62,17 @@ class Field:
         place = f"describe field: kind {kind!r} of {size} bytes at {offset}"
         if kind not in ("u", "s", "U", "S", "?", "f", "c", "b", "n"):
             raise OptionError(f"{place}: no such kind")
-        if offset < 0 or size < REST or max(offset, size) > 1 << 30:
+        if offset < 0 or size < REST or max(offset, size) > MOST_BYTES:
             raise OptionError(f"{place}: no such place")
-        if len(shape) > MOST_DIMENSIONS or any(
-            count < (REST if i == 0 else 0) or count > 1 << 30 for i, count in enumerate(shape)
-        ):
-            raise OptionError(f"{place}: no such shape {shape}")
-        if (size == REST and (kind not in "cb" or shape)) or (REST in shape and size == 0):
+        self._end = offset + self._check_shape(place)
+        if size == REST and kind not in "cb":
             raise OptionError(f"{place}: only text and bytes can be the rest of a record")
-        if kind == "n" and not callable(getattr(convert, "_make", None)):
+        if kind == "n" and not (isinstance(convert, type) and issubclass(convert, KernelEvent)):
             raise OptionError(f"{place}: {convert!r} is not an event class")
         if bit_size:
             if kind not in "us?" or shape or not 0 < bit_size <= 64 or not 0 <= bit_offset < 64:
                 raise OptionError(f"{place}: no bit field of {bit_size} bits at bit {bit_offset}")
+            self._end = offset + (bit_offset + bit_size + 7) // 8
         elif kind in SIZES:
             code = SIZES[kind][size.bit_length() - 1] if size in (1, 2, 4, 8) else "_"
             if code == "_":
@@ -72,31 +83,43 @@ class Field:
         """Return the event's value; of the class, the field itself."""
         if event is None:
             return self
-        data: bytes = event._data
+        if not isinstance(event, KernelEvent):
+            raise TypeError(f"read field: {type(event)!r} is not an event")
+        data = event._data
+        if len(data) < self._end:
+            raise OptionError(
+                f"read field: the event has {len(data)} bytes, the field ends at {self._end}"
+            )
         if self.bit_size:
             return self._converted(self._bits(data))
         if self.shape:
             counts = self.shape
             if counts[0] == REST:
-                each = self.size
-                for count in counts[1:]:
-                    each *= count
+                each = self.size * math.prod(counts[1:])
                 counts = (max(0, len(data) - self.offset) // each if each else 0, *counts[1:])
             return self._array(event, data, self.offset, counts)[0]
-        if self.size == REST:
-            self._end(data, self.offset)
-            return self._element(event, data, self.offset, len(data) - self.offset)
-        self._end(data, self.offset + self.size)
-        return self._element(event, data, self.offset, self.size)
+        return self._element(
+            event, data, self.offset, len(data) - self.offset if self.size == REST else self.size
+        )
 
     def __set__(self, event: object, value: object) -> NoReturn:
         raise AttributeError("change field: events are immutable")
 
-    def _end(self, data: bytes, end: int) -> None:
-        if len(data) < end:
-            raise OptionError(
-                f"read field: the event has {len(data)} bytes, the field ends at {end}"
-            )
+    def _check_shape(self, place: str) -> int:
+        """Return how many bytes must be there."""
+        if len(self.shape) > MOST_DIMENSIONS or any(
+            count < (0 if i else REST) or count > MOST_BYTES for i, count in enumerate(self.shape)
+        ):
+            raise OptionError(f"{place}: no such shape {self.shape}")
+        if self.shape and self.size <= 0:
+            raise OptionError(f"{place}: no arrays of nothing")
+        size = max(0, self.size)
+        for count in reversed(self.shape):
+            size *= max(0, count)
+            if size > MOST_BYTES:
+                raise OptionError(f"{place}: no such shape {self.shape}")
+        # Where the record ends before a flexible array, none of it is there.
+        return -self.offset if REST in self.shape else size
 
     def _array(self, event: Any, data: bytes, at: int, counts: tuple[int, ...]) -> tuple[Any, int]:
         values = []
@@ -104,7 +127,6 @@ class Field:
             if len(counts) > 1:
                 value, at = self._array(event, data, at, counts[1:])
             else:
-                self._end(data, at + self.size)
                 value = self._element(event, data, at, self.size)
                 at += self.size
             values.append(value)
@@ -123,7 +145,6 @@ class Field:
 
     def _bits(self, data: bytes) -> int | bool:
         size = (self.bit_offset + self.bit_size + 7) // 8
-        self._end(data, self.offset + size)
         number = int.from_bytes(data[self.offset : self.offset + size], sys.byteorder)
         if sys.byteorder == "little":
             number >>= self.bit_offset

@@ -141,12 +141,14 @@ def pack(frames: bytes, selector: Selector, skip: int, take: int) -> bytearray:
     if skip < 0 or take < 0:
         raise OptionError(f"pack records: cannot skip {skip} and take {take}")
     packed = bytearray()
-    found = 0
-    for at, length, _ in records(frames):
-        if found >= skip + take:
-            break
-        if selector.judge(frames, at, length) == MATCH:
-            found += 1
-            if found > skip:
-                packed += frames[at : at + selector.size]
+    walk = records(frames)
+    while take and (record := next(walk, None)):
+        at, length, _ = record
+        if selector.judge(frames, at, length) != MATCH:
+            continue
+        if skip:
+            skip -= 1
+            continue
+        take -= 1
+        packed += frames[at : at + selector.size]
     return packed

@@ -116,9 +116,8 @@ class Reader(Generic[E]):
         while self._batches:
             batch = self._batches[0]
             try:
-                for at, length, origin in batch.records:
-                    if not batch.take:
-                        break
+                while batch.take and (record := next(batch.records, None)):
+                    at, length, origin = record
                     if self._selector.judge(batch.frames, at, length) != MATCH:
                         continue
                     if batch.skip:
