@@ -34,6 +34,7 @@ struct {
 	__uint(value_size, 4);
 } perf_events SEC(".maps");
 
+/* Runs of one thread alone. */
 __u64 number;
 
 /* Arguments: how many records; each nth is given up, 0: none. */
@@ -47,7 +48,7 @@ int flood(struct bpf_raw_tracepoint_args *ctx)
 
 		if (!event)
 			continue;
-		event->number = __sync_fetch_and_add(&number, 1);
+		event->number = number++;
 		for (int word = 0; word < 4; word++)
 			event->rest[word] = word;
 		if (nth && event->number % nth == nth - 1)

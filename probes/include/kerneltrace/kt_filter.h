@@ -15,8 +15,8 @@
  * Process and thread numbers are those that the session's pid namespace has for them: its own
  * tasks and those of namespaces within. User numbers are those of the initial user namespace.
  *
- * Least kernel: 5.8 (5.5 without ancestors of control groups). clang 12. This header brings five
- * maps (about 500 KB) and two programs, which are loaded only by a session that follows forks.
+ * Least kernel: 5.5. clang 12. This header brings five maps (about 500 KB) and two programs, which
+ * are loaded only by a session that follows forks.
  */
 #ifndef KERNELTRACE_KT_FILTER_H
 #define KERNELTRACE_KT_FILTER_H
@@ -106,23 +106,40 @@ struct signal_struct___kt {
 	struct atomic___kt live;
 };
 
+struct kernfs_node___kt {
+	__u64 id;
+};
+
+struct cgroup___kt;
+
+struct cgroup_subsys_state___kt {
+	struct cgroup___kt *cgroup;
+	struct cgroup_subsys_state___kt *parent;
+};
+
+struct cgroup___kt {
+	struct cgroup_subsys_state___kt self;
+	struct kernfs_node___kt *kn;
+};
+
+struct css_set___kt {
+	struct cgroup___kt *dfl_cgrp;
+};
+
 struct task_struct___kt {
-	int tgid;
 	struct task_struct___kt *group_leader;
 	struct pid___kt *thread_pid;
 	struct signal_struct___kt *signal;
+	struct css_set___kt *cgroups;
 };
 
 #pragma clang attribute pop
 
-/* bpf_get_current_ancestor_cgroup_id is of 5.7, b4490c5c4e02. */
-enum bpf_func_id___kt { BPF_FUNC_get_current_ancestor_cgroup_id___kt = 0xffff };
-
 /* include/linux/proc_ns.h, and MAX_PID_NS_LEVEL of include/linux/pid_namespace.h */
 #define KT_INITIAL_PID_NAMESPACE 0xEFFFFFFCu
 #define KT_PID_LEVELS 33
-/* Control groups deeper than this are found by their own number and that of the upper ones. */
-#define KT_CGROUP_LEVELS 16
+/* How many control groups are asked: a task's own and those around it. */
+#define KT_CGROUP_LEVELS 32
 
 #define KT_MAYBE_UNUSED __attribute__((unused))
 
@@ -172,22 +189,27 @@ static __always_inline struct kt_ids kt_current_ids(__u32 inum)
 	return (struct kt_ids){ .tgid = both >> 32, .tid = both };
 }
 
+/*
+ * From the task's control group of version 2 outwards. Not bpf_get_current_ancestor_cgroup_id:
+ * tracing programs have it since 5.12, 95b861a7935b.
+ */
 static __noinline KT_MAYBE_UNUSED int kt_cgroup_is_wanted(void)
 {
-	__u64 id = bpf_get_current_cgroup_id();
+	struct task_struct___kt *task = (void *)bpf_get_current_task();
+	struct cgroup_subsys_state___kt *state;
+	struct cgroup___kt *own;
 
-	if (bpf_map_lookup_elem(&kt_filter_cgroups, &id))
-		return 1;
-	if (!bpf_core_enum_value_exists(enum bpf_func_id___kt,
-					BPF_FUNC_get_current_ancestor_cgroup_id___kt))
+	if (!bpf_core_field_exists(task->cgroups)) /* without CONFIG_CGROUPS */
 		return 0;
+	own = BPF_CORE_READ(task, cgroups, dfl_cgrp);
+	state = __builtin_preserve_access_index(&own->self);
 #pragma clang loop unroll(disable)
-	for (int level = 0; level < KT_CGROUP_LEVELS; level++) {
-		id = bpf_get_current_ancestor_cgroup_id(level);
-		if (!id)
-			break;
+	for (int level = 0; level < KT_CGROUP_LEVELS && state; level++) {
+		__u64 id = BPF_CORE_READ(state, cgroup, kn, id);
+
 		if (bpf_map_lookup_elem(&kt_filter_cgroups, &id))
 			return 1;
+		state = BPF_CORE_READ(state, parent);
 	}
 	return 0;
 }
