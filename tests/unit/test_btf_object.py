@@ -16,7 +16,6 @@ from kerneltrace_core.btf.layout import (
     ObjectLayout,
     ProgramLayout,
     Scalar,
-    StructLayout,
 )
 from kerneltrace_core.errors import FormatError
 
@@ -267,11 +266,7 @@ def test_a_variable_smaller_than_its_type_is_refused() -> None:
         variable_object(linkage=1, offset=0, symbol=0, size=2)
 
 
-HEADER = """
-#include <linux/bpf.h>
-#include <bpf/bpf_helpers.h>
-struct kt_header { __u16 type; __u16 size; __u32 cpu; __u64 time_ns; __u64 request; };
-"""
+HEADER = "#include <kerneltrace/kt_event.h>\n"
 OPEN = "struct open_event { struct kt_header header; int fd; };"
 
 
@@ -279,48 +274,66 @@ def tagged(*lines: str) -> ObjectLayout:
     return ObjectLayout.from_elf(compile_bpf(HEADER + "\n".join(lines)), "x.bpf.o")
 
 
-def test_events_and_probes_are_read_from_their_marks() -> None:
+def test_events_and_probes_are_read_from_what_our_header_leaves() -> None:
     layout = tagged(
         OPEN,
+        "KT_EVENT(open_event, 1);",
         "struct close_event { struct kt_header header; __u64 ns; };",
-        "const struct open_event *kt_event_1_open_event;",
-        "const struct close_event *kt_event_65535_close_event;",
-        "const int kt_probe_0_trace_open = 0;",
-        "const int kt_probe_63_trace_close = 63;",
+        "#define CLOSE 65535",
+        "KT_EVENT(close_event, CLOSE);",
+        "struct exit_event { struct kt_header header; };",
+        "KT_EVENT(exit_event, 0x10);",
+        "KT_PROBE(trace_open);",
+        "KT_PROBE_AT(trace_close, 63);",
         "int kt_events_seen;",
     )
 
     assert dict(layout.events) == {
         "open_event": EventTag("open_event", 1, 0, 2),
         "close_event": EventTag("close_event", 65535, 0, 2),
+        "exit_event": EventTag("exit_event", 16, 0, 2),
     }
     assert dict(layout.probes) == {"trace_open": 0, "trace_close": 63}
-    assert isinstance(layout.structs["open_event"], StructLayout)
+    assert [field.name for field in layout.structs["open_event"].fields()] == ["header", "fd"]
     # The marks are ours, not variables of the program.
     assert list(layout.variables) == ["kt_events_seen"]
+
+
+BARE = """
+#include <linux/types.h>
+struct kt_header { __u16 type; __u16 size; __u32 cpu; __u64 time_ns; __u64 request; };
+"""
+OTHER = "struct other { struct kt_header header; } o;"
 
 
 @pytest.mark.parametrize(
     ("lines", "cause"),
     [
         (
-            [OPEN, "const void *kt_event_1_open_event;", "const void *kt_event_2_open_event;",
-             "struct open_event one;"],
+            [OPEN, "const struct open_event *kt_event_1_open_event;",
+             "const struct open_event *kt_event_2_open_event;"],
             "struct open_event has two event tags: 1 and 2",
         ),
         (
-            [OPEN, "struct open_event one;", "const void *kt_event_1_open_event;",
-             "struct kt_header two;", "const void *kt_event_1_kt_header;"],
-            "event tag 1 is given to both open_event and kt_header",
+            [OPEN, OTHER, "const struct open_event *kt_event_1_open_event;",
+             "const struct other *kt_event_1_other;"],
+            "event tag 1 is given to both open_event and other",
         ),
-        (["const void *kt_event_1_absent;"], "event absent with tag 1: there is no such struct"),
         (
-            ["struct bare { __u64 a; } one;", "const void *kt_event_1_bare;"],
+            ["const struct absent *kt_event_1_absent;"],
+            "event absent with tag 1: there is no such struct",
+        ),
+        (
+            ["struct bare { __u64 a; } one;", "const struct bare *kt_event_1_bare;"],
             "event bare with tag 1 does not begin with a struct kt_header",
         ),
         (
-            [OPEN, "struct open_event one;", "const void *kt_event_65536_open_event;"],
+            [OPEN, "const struct open_event *kt_event_65536_open_event;"],
             "event tag 65536 of open_event does not fit 2 bytes",
+        ),
+        (
+            [OPEN, "const struct open_event *kt_event_OPEN_open_event;"],
+            r"the tag of event open_event is OPEN, which is no number \(KT_EVENT takes one",
         ),
         (["int kt_probe_64_late;"], "probe late has the index 64 of 64"),
         (["int kt_probe_5_a;", "int kt_probe_5_b;"], "probes a and b have one index, 5"),
@@ -328,4 +341,11 @@ def test_events_and_probes_are_read_from_their_marks() -> None:
 )  # fmt: skip
 def test_marks_that_contradict_each_other_are_refused(lines: list[str], cause: str) -> None:
     with pytest.raises(FormatError, match=cause):
-        tagged(*lines)
+        ObjectLayout.from_elf(compile_bpf(BARE + "\n".join(lines)), "x.bpf.o")
+
+
+def test_a_variable_that_only_begins_like_a_mark_is_the_programs_own() -> None:
+    layout = tagged("int kt_event_1_none;", "int kt_probe_x;")
+
+    assert (dict(layout.events), dict(layout.probes)) == ({}, {})
+    assert sorted(layout.variables) == ["kt_event_1_none", "kt_probe_x"]

@@ -96,7 +96,7 @@ class ObjectLayout:
     def _read(cls, btf: Btf, elf: Elf | None) -> ObjectLayout:
         builder = LayoutBuilder(btf)
         placed = place_variables(btf, elf)
-        marks = [each.name for each in placed if is_mark(each.name)]
+        marks = [each for each in placed if is_mark(btf, each)]
         maps = {each.name: each.target for each in placed if each.section == ".maps"}
         return cls(
             _Structs(btf, builder),
@@ -144,7 +144,7 @@ def _variables(
     btf: Btf, builder: LayoutBuilder, placed: tuple[Placed, ...]
 ) -> Iterator[tuple[str, VariableLayout]]:
     for each in placed:
-        if not DATA.fullmatch(each.section) or is_mark(each.name):
+        if not DATA.fullmatch(each.section) or is_mark(btf, each):
             continue
         if each.name.endswith(PRINTK_TEXT):
             continue
