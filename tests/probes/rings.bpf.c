@@ -18,6 +18,8 @@ struct sample {
 	__u64 rest[4];
 };
 _Static_assert(sizeof(struct sample) == 64, "a cache line");
+/* Else the object does not say what it is made of. */
+const struct sample *sample_type __attribute__((unused));
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);

@@ -67,6 +67,11 @@ def new_scratch(size_bytes: int) -> Scratch:
     return ffi.new_allocator(should_clear_after_alloc=False)("char[]", size_bytes)
 
 
+def view(scratch: Scratch, size_bytes: int) -> memoryview:
+    """Return the first bytes of a scratch themselves; the memory lives as long as the view."""
+    return memoryview(ffi.buffer(scratch, size_bytes)).cast("B")
+
+
 def copy_out(scratch: Scratch, size_bytes: int) -> bytes:
     """Return the first bytes of a scratch."""
     return bytes(ffi.buffer(scratch, size_bytes))
@@ -137,10 +142,10 @@ def drain_ring(
 
 
 def drain_ring_strided(
-    ring: Ring, wanted: Wanted, out: bytearray, limit_records: int, result: Result, name: str
+    ring: Ring, wanted: Wanted, out: Scratch, limit_records: int, result: Result, name: str
 ) -> Taken:
     """Take records of one type, without headers, into out: limit_records times their size."""
-    code = lib.kt_ring_drain_strided(ring, wanted[0], ffi.from_buffer(out), limit_records, result)
+    code = lib.kt_ring_drain_strided(ring, wanted[0], out, limit_records, result)
     return _taken(f"drain ring {name}", code, result)
 
 

@@ -35,7 +35,7 @@ class Strided(NamedTuple):
     ``more``: something is left, perhaps of another type: the next is for an ordinary drain.
     """
 
-    data: bytearray
+    data: memoryview
     records: int
     discarded: int = 0
     more: bool = False

@@ -170,7 +170,7 @@ class Hub:
             self._warn_once("malformed", "whose size is not that of their type")
 
     def pull_strided(self, puller: Consumer, limit_records: int) -> Strided | None:
-        """Take records of a consumer's type straight from the ring into one bytearray.
+        """Take records of a consumer's type straight from the ring, copied once.
 
         None where that is not possible: others read as well, its queue is not empty, its records
         have no fixed size, a pump drains, or the reader has no such way.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from kerneltrace_core.errors import ClosedError, OptionError
 from kerneltrace_core.ring.frames import split
+from kerneltrace_core.ring.protocol import CHUNK_BYTES
 from kerneltrace_core.session.waiting import checkpoint
 
 if TYPE_CHECKING:
@@ -26,10 +27,6 @@ __all__ = ["BatchStream", "EventStream", "RawStream", "aprocess", "process"]
 
 T = TypeVar("T")
 Self = TypeVar("Self", bound="_Stream")
-
-# Enough that what a batch costs once is nothing beside its records; of 64 bytes each they stay in
-# the CPU's second cache until they are read.
-BATCH_RECORDS = 8192
 
 
 class _Stream:
@@ -194,7 +191,8 @@ class RawStream(_Stream):
 class BatchStream(_Stream, Generic[T]):
     """Iterate over whole batches of events of one type, as columns. See _Stream for its life.
 
-    A batch is what was there, at most ``size`` events; never empty. As long as nobody else reads
+    A batch is what was there, at most ``size`` events (as many as a CPU's second cache has space
+    for, if that is not said); never empty. As long as nobody else reads
     the ring and no other type comes, records are copied once, from the ring into the batch.
     """
 
@@ -203,7 +201,7 @@ class BatchStream(_Stream, Generic[T]):
         consumer: Consumer,
         layout: StructLayout,
         timeout: float | None = None,
-        size: int = BATCH_RECORDS,
+        size: int | None = None,
     ) -> None:
         from kerneltrace_core.events.columns import Columns
         from kerneltrace_core.events.engine import pack
@@ -216,7 +214,7 @@ class BatchStream(_Stream, Generic[T]):
         self._columns = Columns
         self._pack = pack
         self._layout = layout
-        self._size = size
+        self._size = size or max(CHUNK_BYTES // layout.size, 1)
         self._rest: Batch | None = None
 
     def __iter__(self) -> Iterator[Columns]:
@@ -241,7 +239,7 @@ class BatchStream(_Stream, Generic[T]):
             data = self._cut(await self._next_batch_async(), StopAsyncIteration)
         return self._columns(self._layout, data)
 
-    def _at_hand(self) -> bytearray | None:
+    def _at_hand(self) -> bytearray | memoryview | None:
         if self._rest is not None:
             return self._cut(self._rest, StopIteration)
         strided = self._consumer.take_strided(self._size)
