@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import errno as errno_names
 import re
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 from kerneltrace_core._native.lib import _reason, ffi, lib
+from kerneltrace_core._native.map_records import Batch, RawInfo
 from kerneltrace_core.errors import MapError
 
 __all__ = [
-    "Batch",
-    "RawInfo",
     "contains",
     "create",
     "delete",
@@ -34,27 +33,6 @@ __all__ = [
 
 # The kernel's own, which no errno.h has: an operation that this type of map lacks.
 ENOTSUPP = 524
-
-
-class RawInfo(NamedTuple):
-    """What the kernel says about a map; see struct bpf_map_info of linux/bpf.h."""
-
-    type: int
-    id: int
-    key_size: int
-    value_size: int
-    max_entries: int
-    flags: int
-    name: str
-
-
-class Batch(NamedTuple):
-    """``found`` keys and values, each one after the other; ``next`` None: these were the last."""
-
-    keys: bytes
-    values: bytes
-    found: int
-    next: bytes | None
 
 
 def _refused(act: str, code: int) -> NoReturn:

@@ -11,7 +11,7 @@ from kerneltrace_core.errors import OptionError
 if TYPE_CHECKING:
     import mmap
 
-    from kerneltrace_core._native.maps import Batch, RawInfo
+    from kerneltrace_core._native.map_records import Batch, RawInfo
 
 __all__ = ["KernelCalls", "MapCalls"]
 
