@@ -25,8 +25,9 @@ class Sorted(NamedTuple):
 class Sorter:
     """Count frames by type, once for each type that is read. ``known``: of all known tags.
 
-    Not thread-safe. Without ``known`` the tags that somebody reads are the known ones. The
-    numbers for the ring are exact as long as its readers look for types in the same place.
+    Not thread-safe. Without ``known``, or where readers look elsewhere for a tag, the tags that
+    they read are the known ones. The numbers for the ring are exact as long as all look in the
+    same place.
     """
 
     def __init__(self, known: Selector | None) -> None:
@@ -68,7 +69,9 @@ class Sorter:
         return frames, counts[selector]
 
     def _unreadable(self, frames: bytes, counts: dict[Selector, Counted]) -> tuple[int, int]:
-        known = self._known or self._known_to(frozenset(counts))
+        known = self._known
+        if known is None or not any(_same_place(known, each) for each in counts):
+            known = self._known_to(frozenset(counts))
         if known is None:
             # No tags: a record is malformed if it has nobody's size.
             return 0, min((wrong for _, _, wrong in counts.values()), default=0)
@@ -84,6 +87,10 @@ class Sorter:
             self._union_of = selectors
             self._union = _union(selectors)
         return self._union
+
+
+def _same_place(one: Selector, other: Selector) -> bool:
+    return (one.tag_offset, one.tag_size) == (other.tag_offset, other.tag_size)
 
 
 def _union(selectors: frozenset[Selector]) -> Selector | None:
