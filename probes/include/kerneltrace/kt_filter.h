@@ -29,6 +29,8 @@
 #define KT_FILTER_TIDS 2
 #define KT_FILTER_CGROUPS 4
 #define KT_FILTER_UIDS 8
+/* Children of processes in the set join it. */
+#define KT_FILTER_FOLLOW 16
 
 struct kt_filter {
 	__u32 flags;
@@ -48,12 +50,15 @@ struct {
 	__type(value, struct kt_filter);
 } kt_filter SEC(".maps");
 
-/* Sets: the value says nothing. Preallocated, as tracing programs want them before 6.1. */
+/*
+ * Sets, preallocated as tracing programs want them before 6.1. The value of a process is the one
+ * that Python named and that it descends from, maybe itself; other values say nothing.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 4096);
 	__type(key, __u32);
-	__type(value, __u8);
+	__type(value, __u32);
 } kt_filter_tgids SEC(".maps");
 
 struct {
@@ -243,8 +248,9 @@ static __always_inline int kt_is_wanted(void)
 {
 	struct kt_filter *filter = kt_filter_at(KT_FILTER_SETTINGS);
 
-	return !filter || !filter->flags ||
-	       kt_current_is_wanted(filter->flags, filter->pid_namespace);
+	if (!filter || !filter->flags)
+		return 1;
+	return kt_current_is_wanted(filter->flags, filter->pid_namespace);
 }
 
 /* Whether the session wants the events of the task that runs now; counted as filtered if not. */
@@ -266,19 +272,20 @@ int kt_follow_fork(__u64 *ctx)
 	struct task_struct___kt *child = (void *)ctx[1];
 	struct kt_filter *filter = kt_filter_at(KT_FILTER_SETTINGS);
 	struct kt_ids parent;
-	__u32 tgid;
-	__u8 followed = 1;
+	__u32 *named, root, tgid;
 
-	if (!filter || !(filter->flags & KT_FILTER_TGIDS))
+	if (!filter || !(filter->flags & KT_FILTER_FOLLOW))
 		return 0;
 	parent = kt_current_ids(filter->pid_namespace);
-	if (!bpf_map_lookup_elem(&kt_filter_tgids, &parent.tgid))
+	named = bpf_map_lookup_elem(&kt_filter_tgids, &parent.tgid);
+	if (!named)
 		return 0;
 	tgid = kt_ids_in(child, filter->pid_namespace) >> 32;
 	/* A new thread of the same process is none of ours. */
 	if (!tgid || tgid == parent.tgid)
 		return 0;
-	if (bpf_map_update_elem(&kt_filter_tgids, &tgid, &followed, BPF_ANY)) {
+	root = *named;
+	if (bpf_map_update_elem(&kt_filter_tgids, &tgid, &root, BPF_ANY)) {
 		filter = kt_filter_at(KT_FILTER_LOSSES);
 		if (filter)
 			__sync_fetch_and_add(&filter->unfollowed, 1);
@@ -294,7 +301,7 @@ int kt_follow_exit(__u64 *ctx)
 	struct kt_filter *filter = kt_filter_at(KT_FILTER_SETTINGS);
 	struct kt_ids ids;
 
-	if (!filter || !(filter->flags & KT_FILTER_TGIDS))
+	if (!filter || !(filter->flags & KT_FILTER_FOLLOW))
 		return 0;
 	if (BPF_CORE_READ(task, signal, live.counter))
 		return 0;
