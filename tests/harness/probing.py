@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
-from harness.deadlines import time_factor
 from harness.objects import compile_object
 from kerneltrace_core._native import lib
 from kerneltrace_core.bpf.object import BpfObject
@@ -65,6 +64,8 @@ def probing(
 
 def wait_until(true: Callable[[], bool], what: str) -> None:
     """Look again and again until it is so; fails after ten seconds (in a guest, 150)."""
+    from harness.deadlines import time_factor  # which needs pytest, and not all who use this have
+
     deadline = time.monotonic() + PATIENCE_SECONDS * time_factor()
     while not true():
         assert time.monotonic() < deadline, f"not within {PATIENCE_SECONDS:g} s: {what}"

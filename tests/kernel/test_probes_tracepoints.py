@@ -1,0 +1,205 @@
+"""Tracepoints of every kind count known work exactly, as root and with two capabilities."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+
+import pytest
+
+from harness.nobody import as_nobody
+from harness.probing import open_descriptors, probing
+from kerneltrace_core.errors import AttachError, ClosedError, PrivilegeError
+from kerneltrace_core.session.probes import BtfTracepoint, Probe, RawTracepoint, Tracepoint
+
+pytestmark = pytest.mark.kernel
+
+GETPPID = Tracepoint("syscalls", "sys_enter_getppid")
+KINDS: dict[str, Probe] = {
+    "tracepoint_hits": GETPPID,
+    "raw_hits": RawTracepoint("sys_enter"),
+    "btf_hits": BtfTracepoint("sys_enter", program="on_btf"),
+}
+
+
+def call(times: int) -> None:
+    for _ in range(times):
+        os.getppid()
+
+
+@pytest.mark.parametrize("counter", KINDS)
+def test_23_calls_are_23_hits(counter: str) -> None:
+    with probing("attach", KINDS[counter]) as probes:
+        call(23)
+        assert probes[counter] == 23
+
+
+@pytest.mark.parametrize("counter", KINDS)
+def test_a_link_that_is_detached_and_attached_again_counts_what_happens_while_it_is_attached(
+    counter: str,
+) -> None:
+    with probing("attach", KINDS[counter]) as probes:
+        (link,) = probes.links
+        call(3)
+        link.detach()
+        link.detach()
+        assert not link.attached
+        call(5)
+        link.attach()
+        link.attach()
+        assert link.attached
+        call(7)
+        assert probes[counter] == 3 + 7
+
+
+def test_all_three_at_once_do_not_disturb_each_other() -> None:
+    with probing("attach", *KINDS.values()) as probes:
+        call(23)
+        assert {name: probes[name] for name in KINDS} == dict.fromkeys(KINDS, 23)
+
+
+def test_a_program_without_a_target_takes_that_of_its_probe() -> None:
+    spec = BtfTracepoint("sched_process_exec", program="on_any_btf")
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.read(reading, 1)
+        os.execv("/bin/true", ["true"])
+    with probing("attach", spec, tgid=child) as probes:
+        os.write(writing, b"x")
+        os.waitpid(child, 0)
+        assert probes["exec_hits"] == 1
+    os.close(reading)
+    os.close(writing)
+
+
+def test_nobody_with_two_capabilities_has_raw_and_btf_tracepoints() -> None:
+    def count() -> tuple[int, int]:
+        with probing("attach", KINDS["raw_hits"], KINDS["btf_hits"]) as probes:
+            call(23)
+            return probes["raw_hits"], probes["btf_hits"]
+
+    assert as_nobody(count) == (23, 23)
+
+
+def test_nobody_is_told_what_classic_tracepoints_need() -> None:
+    def refused() -> tuple[str, int | None]:
+        with pytest.raises(PrivilegeError) as caught, probing("attach", GETPPID):
+            pass
+        return str(caught.value), caught.value.errno
+
+    told, number = as_nobody(refused)
+
+    assert "attach tracepoint syscalls:sys_enter_getppid to program on_tracepoint (SEC(" in told
+    assert "EACCES: permission denied reading tracefs" in told
+    assert "take a BtfTracepoint or RawTracepoint, which need no tracefs" in told
+    assert number == 13
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        (Tracepoint("syscalls", "sys_enter_getpppid", program="on_tracepoint"),
+         "did you mean syscalls:sys_enter_getppid"),
+        (Tracepoint("syscalls", "sched_switch", program="on_tracepoint"),
+         "did you mean sched:sched_switch?"),
+        (Tracepoint("shed", "sched_switch", program="on_tracepoint"),
+         "no tracepoint category shed (did you mean sched:sched_switch?)"),
+        (RawTracepoint("sys_entr", program="on_raw"), "did you mean sys_enter"),
+        (RawTracepoint("sys_enter_openat", program="on_raw"),
+         'or Tracepoint("syscalls", "sys_enter_openat")'),
+        (BtfTracepoint("sched_swich", program="on_btf"), "did you mean sched_switch"),
+    ],
+)  # fmt: skip
+def test_an_unknown_tracepoint_comes_with_the_one_that_was_meant(spec: Probe, told: str) -> None:
+    with pytest.raises(AttachError) as caught, probing("attach", spec):
+        pass
+
+    assert told in str(caught.value)
+    assert f"attach {spec} to program {spec.program} (SEC(" in str(caught.value)
+    assert caught.value.errno in (2, 3)
+
+
+def test_an_optional_probe_that_fails_is_logged_once_and_kept_as_the_links_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    spec = RawTracepoint("no_such_tracepoint", program="on_raw", optional=True)
+    with caplog.at_level(logging.WARNING, "kerneltrace"), probing("attach", spec) as probes:
+        (link,) = probes.links
+        link.attach()
+
+        assert not link.attached
+        assert isinstance(link.error, AttachError)
+        assert [record.message for record in caplog.records] == [
+            f"optional probe is left out: {link.error}"
+        ]
+
+
+def test_links_are_attached_and_detached_by_many_threads_while_events_flow() -> None:
+    with probing("attach", *KINDS.values()) as probes:
+        ended = threading.Event()
+
+        def flow() -> None:
+            while not ended.is_set():
+                os.getppid()
+
+        def flip() -> None:
+            for _ in range(20):
+                for link in probes.links:
+                    link.detach()
+                    link.attach()
+
+        threads = [threading.Thread(target=flow), *(threading.Thread(target=flip) for _ in "ab")]
+        for thread in threads:
+            thread.start()
+        for thread in threads[1:]:
+            thread.join()
+        ended.set()
+        threads[0].join()
+
+        assert all(link.attached for link in probes.links)
+        before = {name: probes[name] for name in KINDS}
+        call(23)
+        assert {name: probes[name] - before[name] for name in KINDS} == dict.fromkeys(KINDS, 23)
+
+
+def test_detaching_leaves_no_descriptor() -> None:
+    with probing("attach", *KINDS.values(), attach=False) as probes:
+        before = open_descriptors()
+        for _ in range(5):
+            for link in probes.links:
+                link.attach()
+            assert len(open_descriptors()) == len(before) + len(KINDS)
+            for link in probes.links:
+                link.detach()
+        assert open_descriptors() == before
+
+
+def test_after_its_session_a_link_says_so() -> None:
+    with probing("attach", GETPPID) as probes:
+        (link,) = probes.links
+
+    assert not link.attached
+    link.detach()
+    with pytest.raises(ClosedError, match="its session is closed"):
+        link.attach()
+
+
+def test_in_a_forked_child_a_link_is_the_parents() -> None:
+    with probing("attach", *KINDS.values()) as probes:
+        child = os.fork()
+        if child == 0:
+            wrong = [link for link in probes.links if link.attached]
+            for link in probes.links:
+                link.detach()
+            try:
+                probes.links[0].attach()
+            except ClosedError as error:
+                os._exit(0 if "the parent process's" in str(error) and not wrong else 2)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+        call(23)
+        assert {name: probes[name] for name in KINDS} == dict.fromkeys(KINDS, 23)
