@@ -1,0 +1,203 @@
+"""Put a session together, all or nothing, and take it apart in the reverse order."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from kerneltrace_core.bpf.object import BpfObject
+from kerneltrace_core.btf.layout import MapLayout, ObjectLayout
+from kerneltrace_core.errors import KernelTraceError, OptionError
+from kerneltrace_core.maps.maps import Maps
+from kerneltrace_core.ring.perf import PerfReader
+from kerneltrace_core.ring.reader import RingReader
+from kerneltrace_core.session.auto import auto_probes
+from kerneltrace_core.session.choosing import choose_program
+from kerneltrace_core.session.filters import FilterControl
+from kerneltrace_core.session.kernel_probes import BtfTracepoint
+from kerneltrace_core.session.links import Link
+from kerneltrace_core.session.loading import Planned, load
+from kerneltrace_core.session.prepare import prepare
+from kerneltrace_core.session.rings import RINGBUF, Rings
+from kerneltrace_core.session.source import find_btf, read_object
+from kerneltrace_core.session.stats import SessionStats, read_stats
+from kerneltrace_core.session.variables import MappedSections, Variables, preset
+
+if TYPE_CHECKING:
+    from kerneltrace_core.ring.protocol import ReaderProtocol
+    from kerneltrace_core.session.options import SessionOptions
+    from kerneltrace_core.session.probe import Probe
+
+__all__ = ["Parts", "assemble"]
+
+# The programs of kt_filter.h, which only a filter that follows forks needs.
+FOLLOWERS = (
+    BtfTracepoint("sched_process_fork", program="kt_follow_fork"),
+    BtfTracepoint("sched_process_exit", program="kt_follow_exit"),
+)
+
+
+class Parts:
+    """Everything that an open session owns. ``close`` and ``abandon`` may be repeated."""
+
+    def __init__(
+        self,
+        layout: ObjectLayout,
+        opened: BpfObject,
+        maps: Maps,
+        variables: Variables,
+        streams: Rings,
+        control: FilterControl | None,
+    ) -> None:
+        self.layout = layout
+        self.object = opened
+        self.maps = maps
+        self.variables = variables
+        self.streams = streams
+        self.links: list[Link] = []
+        self._control = control
+        self._lock = threading.Lock()
+
+    def filter(self) -> FilterControl:
+        """Return what changes the filter. Raises OptionError where the object has none."""
+        if self._control is None:
+            raise OptionError(
+                f"filter object {self.object.name}: it was built without filters "
+                "(include <kerneltrace/kt_filter.h> and ask kt_wanted() in its programs)"
+            )
+        return self._control
+
+    def attach(self, probe: Probe) -> Link:
+        """Attach one more probe."""
+        link = Link(self.object, choose_program(self.object, probe), probe)
+        link.attach()
+        with self._lock:
+            self.links.append(link)
+        return link
+
+    def stats(self) -> SessionStats:
+        """Return the counts of this moment."""
+        return read_stats(self.layout, self.maps, self.streams)
+
+    def close(self) -> None:
+        """Detach first, so that nothing more comes; then end the readers, then free."""
+        with ExitStack() as end:
+            end.callback(self.object.close)
+            end.callback(self.variables.close)
+            end.callback(self.maps.close)
+            end.callback(self.streams.close)
+            for link in self.links:
+                end.callback(link.close)
+
+    def abandon(self) -> None:
+        """In a forked child: give up this process's copies; the parent's session goes on."""
+        with ExitStack() as end:
+            end.callback(self.object.abandon)
+            end.callback(self.variables.close)
+            end.callback(self.maps.abandon)
+            end.callback(self.streams.abandon)
+            for link in self.links:
+                end.callback(link.abandon)
+
+
+def assemble(name: str, options: SessionOptions) -> Parts:
+    """Load, configure, and attach; blocks for tens of milliseconds. Whatever fails undoes all."""
+    source, data = read_object(options.object)
+    layout = ObjectLayout.from_elf(data)
+    btf = None if options.btf is None else find_btf(options.btf)
+    refusals: list[tuple[str, Probe, KernelTraceError]] = []
+
+    def plan(left_out: frozenset[str]) -> Planned:
+        opened = BpfObject(data, source, btf_path=None if btf is None else str(btf))
+        try:
+            probes = _choose(opened, options, left_out)
+            _configure(opened, layout, options)
+            refusals[:] = prepare(opened, [(program, probe) for probe, program in probes])
+        except BaseException:
+            opened.close()
+            raise
+        return Planned(opened, probes)
+
+    opened, probes, refused = load(plan)
+    with ExitStack() as undo:
+        undo.callback(opened.close)
+        maps = Maps(opened.map_fd, layout.maps)
+        undo.callback(maps.close)
+        variables = Variables(layout.variables, MappedSections(opened))
+        undo.callback(variables.close)
+        follows = options.filter is not None and options.filter.follow_forks
+        control = FilterControl.of(maps, layout, follows=follows)
+        _filter(control, options, source)
+        streams = Rings(name, options, layout, _readers(opened))
+        undo.callback(streams.close)
+        parts = Parts(layout, opened, maps, variables, streams, control)
+        unprepared = {(program, probe): error for program, probe, error in refusals}
+        for probe, program in probes:
+            error = refused.get(program) or unprepared.get((program, probe))
+            if error is not None:
+                parts.links.append(Link.refused(opened, program, probe, error))
+                continue
+            link = Link(opened, program, probe)
+            undo.callback(link.close)
+            link.attach()
+            parts.links.append(link)
+        undo.pop_all()
+    return parts
+
+
+def _choose(
+    opened: BpfObject, options: SessionOptions, left_out: frozenset[str]
+) -> list[tuple[Probe, str]]:
+    """Say which programs are loaded; return which of them is for which probe."""
+    known = {each.name for each in opened.programs()}
+    if options.programs is None:
+        wanted = {each.name for each in opened.programs() if each.loads}
+    else:
+        for missing in set(options.programs) - known:
+            raise OptionError(
+                f"Session option programs: object {opened.name} has no program {missing} "
+                f"(it has {', '.join(sorted(known))})"
+            )
+        wanted = set(options.programs)
+    opened.select(wanted)
+    # The only word that the options accept is "auto".
+    specs = auto_probes(opened) if isinstance(options.probes, str) else options.probes
+    probes = [(each, choose_program(opened, each)) for each in specs]
+    if options.filter is not None and options.filter.follow_forks:
+        # First: a process that is forked meanwhile is followed from its beginning.
+        probes[:0] = [(each, str(each.program)) for each in FOLLOWERS if each.program in known]
+    opened.select((wanted | {program for _, program in probes}) - left_out)
+    return probes
+
+
+def _configure(opened: BpfObject, layout: ObjectLayout, options: SessionOptions) -> None:
+    for name, value in options.variables.items():
+        preset(opened, layout.variables, name, value)
+    for name, entries in options.map_sizes.items():
+        if name not in layout.maps:
+            raise OptionError(
+                f"Session option map_sizes: object {opened.name} has no map {name} "
+                f"(it has {', '.join(layout.maps) or 'none'})"
+            )
+        opened.resize_map(name, entries)
+
+
+def _readers(opened: BpfObject) -> Callable[[MapLayout], ReaderProtocol]:
+    def open_reader(layout: MapLayout) -> ReaderProtocol:
+        kind = RingReader if layout.type == RINGBUF else PerfReader
+        return kind(opened.map_fd(layout.name), layout.name)
+
+    return open_reader
+
+
+def _filter(control: FilterControl | None, options: SessionOptions, source: str) -> None:
+    if options.filter is None:
+        return
+    if control is None:
+        raise OptionError(
+            f"Session option filter: object {source} was built without filters "
+            "(include <kerneltrace/kt_filter.h> and ask kt_wanted() in its programs)"
+        )
+    control.set(options.filter)

@@ -1,0 +1,46 @@
+"""What a session saw, delivered and lost, at one moment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kerneltrace_core.session.loss import ProgramCounters, read_counters
+from kerneltrace_core.session.ring_counts import RingCounts
+
+if TYPE_CHECKING:
+    from kerneltrace_core.btf.layout import ObjectLayout
+    from kerneltrace_core.maps.maps import Maps
+    from kerneltrace_core.session.rings import Rings
+
+__all__ = ["SessionStats", "read_stats"]
+
+
+@dataclass(frozen=True)
+class SessionStats:
+    """Counts of one moment, by program and by ring; plain numbers, for metrics and tests.
+
+    ``programs``: what each program that counts (``KT_PROBE``) saw, submitted, lost for want of
+    space, discarded, and left out by the filter. ``rings``: what became of the records of each
+    ring once they were drained, and how long that took. Nothing is lost without being counted:
+    seen = submitted + lost + discarded in the kernel, and what was submitted is either still in
+    the ring or among a ring's ``records``.
+    """
+
+    programs: Mapping[str, ProgramCounters]
+    rings: Mapping[str, RingCounts]
+
+    @property
+    def lost(self) -> int:
+        """Records that nobody will read: no space in a ring, or in a reader's queue."""
+        kernel = sum(each.lost for each in self.programs.values())
+        return kernel + sum(each.lost + each.dropped for each in self.rings.values())
+
+
+def read_stats(layout: ObjectLayout, maps: Maps, rings: Rings) -> SessionStats:
+    """Read all counts. A few system calls; what happens meanwhile may be in some of them."""
+    return SessionStats(
+        programs=read_counters(layout, maps),
+        rings={name: hub.stats() for name, hub in rings.items()},
+    )
