@@ -56,6 +56,7 @@ static bool intern_names(void)
 	       (name_exact = PyUnicode_InternFromString("_exact_")) &&
 	       (name_fields = PyUnicode_InternFromString("_fields_")) &&
 	       (name_reduce = PyUnicode_InternFromString("_reduce_")) &&
+	       (name_dictoffset = PyUnicode_InternFromString("__dictoffset__")) &&
 	       (name_name = PyUnicode_InternFromString("__name__")) &&
 	       (name_value = PyUnicode_InternFromString("value")) &&
 	       (name_throw = PyUnicode_InternFromString("throw")) &&

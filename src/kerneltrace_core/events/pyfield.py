@@ -45,6 +45,16 @@ class Field:
         "size",
     )
 
+    offset: int
+    size: int
+    kind: str
+    bit_offset: int
+    bit_size: int
+    shape: tuple[int, ...]
+    convert: Any
+    _code: str | None
+    _end: int
+
     def __init__(
         self,
         offset: int,
@@ -56,15 +66,14 @@ class Field:
         convert: Callable[[Any], Any] | Mapping[Any, Any] | None = None,
     ) -> None:
         shape = tuple(shape)
-        self.offset, self.size, self.kind, self.shape = offset, size, kind, shape
-        self.bit_offset, self.bit_size, self.convert = bit_offset, bit_size, convert
-        self._code: str | None = None
+        self._place(offset=offset, size=size, kind=kind, shape=shape, convert=convert)
+        self._place(bit_offset=bit_offset, bit_size=bit_size, _code=None)
         place = f"describe field: kind {kind!r} of {size} bytes at {offset}"
         if kind not in ("u", "s", "U", "S", "?", "f", "c", "b", "n"):
             raise OptionError(f"{place}: no such kind")
         if offset < 0 or size < REST or max(offset, size) > MOST_BYTES:
             raise OptionError(f"{place}: no such place")
-        self._end = offset + self._check_shape(place)
+        self._place(_end=offset + self._check_shape(place))
         if size == REST and kind not in "cb":
             raise OptionError(f"{place}: only text and bytes can be the rest of a record")
         if kind == "n" and not (isinstance(convert, type) and issubclass(convert, KernelEvent)):
@@ -72,12 +81,12 @@ class Field:
         if bit_size:
             if kind not in "us?" or shape or not 0 < bit_size <= 64 or not 0 <= bit_offset < 64:
                 raise OptionError(f"{place}: no bit field of {bit_size} bits at bit {bit_offset}")
-            self._end = offset + (bit_offset + bit_size + 7) // 8
+            self._place(_end=offset + (bit_offset + bit_size + 7) // 8)
         elif kind in SIZES:
             code = SIZES[kind][size.bit_length() - 1] if size in (1, 2, 4, 8) else "_"
             if code == "_":
                 raise OptionError(f"{place}: no such number")
-            self._code = (">" if kind in "US" else "=") + code
+            self._place(_code=(">" if kind in "US" else "=") + code)
 
     def __get__(self, event: Any, owner: object = None) -> Any:
         """Return the event's value; of the class, the field itself."""
@@ -101,6 +110,13 @@ class Field:
         return self._element(
             event, data, self.offset, len(data) - self.offset if self.size == REST else self.size
         )
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"change {name}: fields are immutable")
+
+    def _place(self, **values: object) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     def __set__(self, event: object, value: object) -> NoReturn:
         raise AttributeError("change field: events are immutable")
@@ -138,7 +154,7 @@ class Field:
             return self._converted(value != 0 if self.kind == "?" else value)
         raw = data[at : at + size]
         if self.kind == "n":
-            return self.convert._make(raw, event.origin)  # type: ignore[union-attr]
+            return self.convert._make(raw, event.origin)
         if self.kind == "c":
             return self._converted(raw.partition(b"\0")[0].decode("utf-8", "backslashreplace"))
         return self._converted(raw)
@@ -160,4 +176,4 @@ class Field:
             return value
         if isinstance(self.convert, dict):
             return self.convert.get(value, value)
-        return self.convert(value)  # type: ignore[operator]
+        return self.convert(value)

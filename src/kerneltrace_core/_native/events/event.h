@@ -5,13 +5,20 @@
 
 #include "types.h"
 
-static inline PyObject *new_event(PyTypeObject *type, const char *data, Py_ssize_t size,
+/*
+ * Classes that Python makes are the collector's. An event refers to nothing but
+ * its class, so the collector need not visit it: millions may be kept. `open`
+ * ones are of a subclass that gave them a __dict__.
+ */
+static inline PyObject *new_event(PyTypeObject *type, bool open, const char *data, Py_ssize_t size,
 				  uint32_t origin)
 {
 	Event *event;
 
-	if (PyType_GetFlags(type) & Py_TPFLAGS_HAVE_GC) /* a subclass with a __dict__ */
+	if (open)
 		event = (Event *)PyType_GenericAlloc(type, size);
+	else if (PyType_GetFlags(type) & Py_TPFLAGS_HAVE_GC)
+		event = PyObject_GC_NewVar(Event, type, size);
 	else
 		event = PyObject_NewVar(Event, type, size);
 	if (!event)
@@ -19,6 +26,16 @@ static inline PyObject *new_event(PyTypeObject *type, const char *data, Py_ssize
 	event->origin = origin;
 	memcpy(event->data, data, (size_t)size);
 	return (PyObject *)event;
+}
+
+/* 1: its events have a __dict__; -1: error. */
+static int is_open(PyTypeObject *type)
+{
+	PyObject *offset = PyObject_GetAttr((PyObject *)type, name_dictoffset);
+	int open = offset ? PyObject_IsTrue(offset) : -1;
+
+	Py_XDECREF(offset);
+	return open;
 }
 
 static PyObject *type_name(PyTypeObject *type)
@@ -86,9 +103,11 @@ static PyObject *event_from_bytes(PyObject *cls, PyObject *args, PyObject *kw)
 	PyObject *given, *view, *data, *event = NULL;
 	long long origin = 0;
 	Py_ssize_t size, length;
+	int open = is_open(type);
 	bool exact;
 
-	if (!PyArg_ParseTupleAndKeywords(args, kw, "O|L:from_bytes", names, &given, &origin) ||
+	if (open < 0 ||
+	    !PyArg_ParseTupleAndKeywords(args, kw, "O|L:from_bytes", names, &given, &origin) ||
 	    !layout_of(type, &size, &exact))
 		return NULL;
 	view = PyMemoryView_FromObject(given); /* no number, no list of numbers */
@@ -103,7 +122,7 @@ static PyObject *event_from_bytes(PyObject *cls, PyObject *args, PyObject *kw)
 		refuse_event(option_error, type, "%zd bytes, not %zd%s", length, size,
 			     exact ? "" : " or more");
 	else
-		event = new_event(type, PyBytes_AsString(data), length, (uint32_t)origin);
+		event = new_event(type, open, PyBytes_AsString(data), length, (uint32_t)origin);
 	Py_DECREF(data);
 	return event;
 }

@@ -101,12 +101,19 @@ static bool is_event_class(PyObject *type)
 static bool check_reading(Field *field)
 {
 	Py_ssize_t size = field->size;
+	int open;
 	bool number = strchr("usUS?f", field->kind) != NULL;
 
 	if (size == REST && (number || field->kind == 'n'))
 		return refuse_field(field, "only text and bytes can be the rest of a record");
 	if (field->kind == 'n' && (!field->convert || !is_event_class(field->convert)))
 		return refuse_field(field, "no event class to convert to");
+	if (field->kind == 'n') {
+		open = is_open((PyTypeObject *)field->convert);
+		if (open < 0)
+			return false;
+		field->open = open;
+	}
 	if (field->bit_size) {
 		if (!strchr("us?", field->kind) || field->dimensions || field->bit_size > 64 ||
 		    field->bit_offset > 63)

@@ -94,7 +94,7 @@ static PyObject *deliver(Reader *reader, const struct record *record)
 	PyObject *frames = reader->now.frames, *event;
 
 	Py_INCREF(frames); /* the allocation may run the collector, and that anything */
-	event = new_event(reader->type, record->payload, size, record->origin);
+	event = new_event(reader->type, reader->open, record->payload, size, record->origin);
 	Py_DECREF(frames);
 	reader->delivered += event != NULL;
 	return event;
@@ -160,6 +160,7 @@ static PyObject *reader_new(PyTypeObject *type, PyObject *args, PyObject *kw)
 	Py_ssize_t size;
 	Reader *reader;
 	bool exact;
+	int open;
 
 	if (!PyArg_ParseTupleAndKeywords(args, kw, "OOOO:Reader", names, &cls, &selector, &refill,
 					 &arefill))
@@ -168,7 +169,8 @@ static PyObject *reader_new(PyTypeObject *type, PyObject *args, PyObject *kw)
 		return PyErr_Format(PyExc_TypeError, "read events: %R is not an event class", cls);
 	if (Py_TYPE(selector) != selector_type)
 		return PyErr_Format(PyExc_TypeError, "read events: %R is not a Selector", selector);
-	if (!layout_of((PyTypeObject *)cls, &size, &exact))
+	open = is_open((PyTypeObject *)cls);
+	if (open < 0 || !layout_of((PyTypeObject *)cls, &size, &exact))
 		return NULL;
 	if ((Py_ssize_t)((Selector *)selector)->rule.size < size)
 		return PyErr_Format(option_error,
@@ -187,6 +189,7 @@ static PyObject *reader_new(PyTypeObject *type, PyObject *args, PyObject *kw)
 	reader->selector = (Selector *)selector;
 	reader->refill = refill;
 	reader->arefill = arefill;
+	reader->open = open;
 	reader->keep = exact ? size : REST;
 	PyObject_GC_Track(reader);
 	return (PyObject *)reader;

@@ -61,6 +61,7 @@ typedef struct {
 	unsigned int bit_offset, bit_size;
 	char kind;
 	bool plain; /* a number and nothing else */
+	bool open;  /* of a nested event's class: they have a __dict__ */
 	int dimensions;
 	Py_ssize_t counts[DIMENSIONS];
 	Py_ssize_t strides[DIMENSIONS];
@@ -76,6 +77,7 @@ struct batch {
 typedef struct {
 	PyObject head;
 	PyTypeObject *type;
+	bool open; /* of `type`: its events have a __dict__ */
 	Selector *selector;
 	PyObject *refill, *arefill;
 	Py_ssize_t keep; /* bytes of each record; REST: all */
@@ -94,6 +96,6 @@ typedef struct {
 static PyTypeObject *selector_type, *event_type, *field_type, *reader_type, *next_type;
 static PyObject *option_error; /* kerneltrace_core.errors.OptionError */
 static PyObject *name_size, *name_exact, *name_fields, *name_reduce, *name_throw, *name_close;
-static PyObject *name_value, *name_name, *text_comma;
+static PyObject *name_dictoffset, *name_value, *name_name, *text_comma;
 
 #endif

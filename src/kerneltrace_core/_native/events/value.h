@@ -105,7 +105,8 @@ static PyObject *element_value(const Field *field, const Event *event, const cha
 
 	switch (field->kind) {
 	case 'n':
-		return new_event((PyTypeObject *)field->convert, at, size, event->origin);
+		return new_event((PyTypeObject *)field->convert, field->open, at, size,
+				 event->origin);
 	case 'c':
 		zero = size ? memchr(at, 0, (size_t)size) : NULL;
 		return converted(field, PyUnicode_DecodeUTF8(at, zero ? zero - at : size,
