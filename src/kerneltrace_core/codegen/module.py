@@ -1,0 +1,141 @@
+"""The whole of a generated module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+
+from kerneltrace_core.btf.layout import ObjectLayout
+from kerneltrace_core.codegen.annotate import Annotator
+from kerneltrace_core.codegen.choose import choose
+from kerneltrace_core.codegen.events_source import enum_source, event_source
+from kerneltrace_core.codegen.fields_source import fields_source
+from kerneltrace_core.codegen.names import Names
+from kerneltrace_core.codegen.skeleton_source import Skeleton
+
+__all__ = ["IMPORTS", "generate"]
+
+# Where generated modules find what they use.
+IMPORTS = {
+    "collections.abc": ("Mapping", "Sequence"),
+    "enum": ("IntEnum",),
+    "pathlib": ("Path",),
+    "typing": (
+        "TYPE_CHECKING", "Annotated", "Any", "Final", "Literal", "NoReturn", "TypeAlias",
+        "TypedDict", "cast",
+    ),
+    "kerneltrace_core.events.annotations": ("Array",),
+    "kerneltrace_core.events.declare": ("kernel_event",),
+    "kerneltrace_core.events.engine": ("KernelEvent",),
+    "kerneltrace_core.events.scalars": (
+        "Chars", "be16", "be32", "be64", "f32", "f64",
+        "s8", "s16", "s32", "s64", "u8", "u16", "u32", "u64",
+    ),
+    "kerneltrace_core.session.probe": ("Probe",),
+    "kerneltrace_core.session.session": ("Session",),
+}  # fmt: skip
+# What only type checkers ask for.
+TYPES = {
+    "kerneltrace_core.maps.arrays": ("ArrayMap",),
+    "kerneltrace_core.maps.bpf_map": ("BpfMap",),
+    "kerneltrace_core.maps.mapping": ("HashMap",),
+    "kerneltrace_core.maps.nested": ("ArrayOfMaps", "DescriptorMap", "HashOfMaps"),
+    "kerneltrace_core.maps.percpu": ("PerCpuArrayMap", "PerCpuHashMap"),
+    "kerneltrace_core.maps.queues": ("BloomFilter", "QueueMap"),
+    "kerneltrace_core.maps.stacks": ("StackTraceMap",),
+    "kerneltrace_core.maps.storage": ("StorageMap",),
+    "kerneltrace_core.maps.struct_maps": (
+        "StructArrayMap", "StructHashMap", "StructPerCpuArrayMap", "StructPerCpuHashMap",
+        "StructQueueMap",
+    ),
+    "kerneltrace_core.maps.tries": ("TrieMap",),
+}  # fmt: skip
+LIBRARY = "kerneltrace_core"
+
+
+def generate(layout: ObjectLayout, file: str, structs: Iterable[str] = ()) -> str:
+    """Return the source of a module for an object; ``file`` is its name, without a folder.
+
+    The same object gives the same text, always. ``structs``: more C structs that are to be event
+    classes. Raises OptionError for one that the object lacks, FormatError.
+    """
+    return _Module(layout, file, structs).source()
+
+
+class _Module:
+    """Write the blocks of a module, then the imports that they turned out to need."""
+
+    def __init__(self, layout: ObjectLayout, file: str, structs: Iterable[str]) -> None:
+        imported = [each for group in (IMPORTS, TYPES) for each in chain(*group.values())]
+        self._layout = layout
+        self._file = file
+        self._chosen = choose(layout, Names(imported), structs)
+        self._annotator = Annotator(self._chosen)
+        self._aliases: dict[str, str] = {}
+        self._blocks: list[str] = []
+
+    def source(self) -> str:
+        chosen, annotator, aliases = self._chosen, self._annotator, self._aliases
+        for name, enum in sorted(chosen.enums.items()):
+            annotator.use("IntEnum")
+            self._add(enum_source(name, enum))
+        for name, struct in chosen.structs.items():
+            # A session evaluates these annotations, so their aliases are there at runtime.
+            self._add(event_source(name, struct, self._layout, annotator, aliases), evaluated=True)
+        skeleton = Skeleton(self._file, self._layout, annotator, aliases)
+        ends = [list(block) for block in skeleton.blocks()]
+        # One may be written from others, which then are to be written too.
+        done: set[str] = set()
+        while missing := chosen.written.keys() - done:
+            for name in sorted(missing):
+                done.add(name)
+                fields, called = chosen.written[name], chosen.called[name]
+                struct = chosen.structs[name]
+                self._add(fields_source(fields, called, struct, annotator, aliases))
+        for block in ends:
+            self._add(block)
+        body = "".join(f"\n\n{block}" for block in self._blocks)
+        return "".join(f"{line}\n" for line in self._head()) + body
+
+    def _add(self, lines: Iterable[str], *, evaluated: bool = False) -> None:
+        before = set(self._aliases)
+        block = "".join(f"{line}\n" for line in lines)
+        for hidden in sorted(self._aliases.keys() - before):
+            alias = f"{self._aliases[hidden]}: {self._annotator.use('TypeAlias')} = {hidden}\n"
+            if not evaluated:
+                alias = f"if {self._annotator.use('TYPE_CHECKING')}:\n    {alias}"
+            self._blocks.append(alias)
+        self._blocks.append(block)
+
+    def _head(self) -> Iterator[str]:
+        used = self._annotator.used
+        if used & set(chain(*TYPES.values())):
+            used.add("TYPE_CHECKING")
+        yield f'"""Events, maps and variables of {self._file}, by kerneltrace_core.codegen."""'
+        yield "# Written by a program: do not edit, nor format."
+        yield "# fmt: off"
+        yield "# ruff: noqa"
+        yield ""
+        yield "from __future__ import annotations"
+        for library in (False, True):
+            lines = list(_imports(used, library=library))
+            if lines:
+                yield ""
+                yield from lines
+        types = [f"    {line}" for line in _from(TYPES, used)]
+        if types:
+            yield ""
+            yield "if TYPE_CHECKING:"
+            yield from types
+
+
+def _imports(used: set[str], *, library: bool) -> Iterator[str]:
+    group = {each: names for each, names in IMPORTS.items() if each.startswith(LIBRARY) == library}
+    yield from _from(group, used)
+
+
+def _from(group: Mapping[str, tuple[str, ...]], used: set[str]) -> Iterator[str]:
+    for module, names in group.items():
+        wanted = [name for name in names if name in used]
+        if wanted:
+            yield f"from {module} import {', '.join(wanted)}"

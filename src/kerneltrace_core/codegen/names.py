@@ -1,0 +1,103 @@
+"""Python names for C names, each given once."""
+
+from __future__ import annotations
+
+import builtins
+import keyword
+import re
+from collections.abc import Collection, Iterable
+
+__all__ = [
+    "Names",
+    "attribute_name",
+    "class_name",
+    "field_name",
+    "member_name",
+    "module_class_name",
+    "unhide",
+]
+
+# What every event has: a field of that name would hide it.
+TAKEN_IN_EVENTS = frozenset(
+    {"as_dict", "from_bytes", "origin", "_exact_", "_fields_", "_reduce_", "_size_"}
+)
+# What an IntEnum cannot have as a member, or would lose by it.
+TAKEN_IN_ENUMS = frozenset({"mro", *dir(int)})
+
+
+class Names:
+    """The names of a scope; one that is taken gets underscores at its end. Not thread-safe.
+
+    Names of builtins are taken too, as a module must not hide them; an enum may.
+    """
+
+    def __init__(self, taken: Iterable[str] = (), *, keep_builtins: bool = False) -> None:
+        self._taken = {*taken, *keyword.kwlist, *(() if keep_builtins else dir(builtins))}
+
+    def claim(self, wanted: str) -> str:
+        """Return ``wanted``, or what comes closest and is free; it is taken then."""
+        name = wanted
+        while name in self._taken:
+            name += "_"
+        self._taken.add(name)
+        return name
+
+
+def class_name(name: str) -> str:
+    """Return the class for a C struct, union or enum: ``open_event`` is ``OpenEvent``."""
+    words = [word for word in name.split("_") if word]
+    joined = "".join(word[0].upper() + word[1:] for word in words) or "Unnamed"
+    if keyword.iskeyword(joined) or joined[0].isdigit():
+        return f"_{joined}"
+    return joined
+
+
+def field_name(name: str) -> str:
+    """Return the attribute for a C field: keywords and what events have get a trailing ``_``."""
+    reserved = keyword.iskeyword(name) or name in TAKEN_IN_EVENTS
+    dunder = len(name) > 4 and name.startswith("__") and name.endswith("__")
+    return f"{name}_" if reserved or dunder else name
+
+
+def module_class_name(file: str) -> str:
+    """Return what classes about a whole object begin with: ``my-probe.bpf.o`` is ``MyProbe``."""
+    stem = file.split(".")[0]
+    return class_name(re.sub(r"\W", "_", stem))
+
+
+def attribute_name(name: str) -> str:
+    """Return the attribute for a map, variable or program: no keyword, no dot, not private."""
+    plain = re.sub(r"\W", "_", name)
+    if plain.startswith("__"):
+        # In the body of a class Python would make another name of it.
+        plain = plain.lstrip("_") or "_"
+    if plain[0].isdigit():
+        plain = f"N{plain}"
+    if keyword.iskeyword(plain) or plain == "property":
+        return f"{plain}_"
+    return plain
+
+
+def unhide(annotation: str, attributes: Collection[str], aliases: dict[str, str]) -> str:
+    """Return an annotation for a class with these attributes.
+
+    Within a class its attributes come before the names of the module: after ``bytes: bytes`` the
+    type is hidden. Such a name is replaced by an alias, which is added to ``aliases``.
+    """
+
+    def shown(match: re.Match[str]) -> str:
+        if match[0] not in attributes:
+            return match[0]
+        return aliases.setdefault(match[0], f"_{match[0]}")
+
+    return re.sub(r"[A-Za-z_]\w*", shown, annotation)
+
+
+def member_name(name: str) -> str:
+    """Return the IntEnum member for an enumerator; names that Python would change lose ``_``."""
+    plain = name.strip("_") if name.startswith("_") else name
+    if not plain or plain[0].isdigit():
+        plain = f"N{plain}"
+    if keyword.iskeyword(plain) or plain in TAKEN_IN_ENUMS:
+        return f"{plain}_"
+    return plain
