@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import os
-import pickle
 import struct
-import traceback
 from collections.abc import Callable, Iterable
 from typing import TypeVar
+
+from harness.forked import in_child
 
 T = TypeVar("T")
 
@@ -38,23 +38,9 @@ def as_nobody(act: Callable[[], T], capabilities: Iterable[int] = (CAP_BPF, CAP_
 
     Modules that it needs must be imported before: nobody may not read everything.
     """
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reading)
-        try:
-            _become_nobody(capabilities)
-            answer = pickle.dumps((True, act()))
-        except BaseException:  # noqa: BLE001 - a forked child must not run on into pytest
-            answer = pickle.dumps((False, traceback.format_exc()))
-        with os.fdopen(writing, "wb") as out:
-            out.write(answer)
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as told:
-        content = told.read()
-    os.waitpid(child, 0)
-    succeeded, value = pickle.loads(content)
-    assert succeeded, value
-    result: T = value
-    return result
+
+    def inside() -> T:
+        _become_nobody(capabilities)
+        return act()
+
+    return in_child(inside)
