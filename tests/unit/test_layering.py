@@ -28,7 +28,7 @@ LAYERS = (
     ("exporters",),
     (CORE,),  # the public root, its __init__ alone
     INTEGRATIONS,
-    ("doctor", "testing", "pytest_plugin", "cli", "__main__"),
+    ("doctor", "testing", "include", "pytest_plugin", "cli", "__main__"),
 )
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 
