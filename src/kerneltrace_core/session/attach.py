@@ -11,11 +11,12 @@ from kerneltrace_core.session import kernel_probes as kernel
 from kerneltrace_core.session import network_probes as network
 from kerneltrace_core.session import process_probes as process
 from kerneltrace_core.session.attached import Attached
-from kerneltrace_core.session.auto import BySection, attach_by_section
+from kerneltrace_core.session.auto import attach_by_section
 from kerneltrace_core.session.choosing import check_fit
 from kerneltrace_core.session.functions import attach_kprobe, attach_loaded
 from kerneltrace_core.session.perfevents import attach_perf_event
 from kerneltrace_core.session.probe import Probe
+from kerneltrace_core.session.sections import BySection
 from kerneltrace_core.session.tracepoints import attach_raw_tracepoint, attach_tracepoint
 from kerneltrace_core.session.traffic import attach_cgroup, attach_tc, attach_xdp
 from kerneltrace_core.session.uprobes import attach_uprobe

@@ -10,7 +10,6 @@ from kerneltrace_core.bpf.program import ProgramFacts, type_name
 from kerneltrace_core.errors import KernelTraceError, LoadError, PrivilegeError
 from kerneltrace_core.kernel.capabilities import NEEDED
 from kerneltrace_core.kernel.privileges import explain_refusal, read_privileges
-from kerneltrace_core.session.auto import probe_of_section
 from kerneltrace_core.session.functions import explain_unknown_target
 from kerneltrace_core.session.kernel_probes import (
     LSM,
@@ -36,6 +35,7 @@ from kerneltrace_core.session.network_probes import (
     XDP,
 )
 from kerneltrace_core.session.refusals import code_name
+from kerneltrace_core.session.sections import probe_of_section
 
 __all__ = ["blamed_program", "explain_load"]
 
