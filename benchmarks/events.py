@@ -1,0 +1,256 @@
+"""What an event costs from a full ring to Python, against BCC; and how soon it is there."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks.rounds import Result, Samples, Size, Unavailable, interleave
+
+from kerneltrace_core import KernelTraceError, Session
+from kerneltrace_core._native import lib
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+DEBIANS_PYTHON = "/usr/bin/python3"
+ROUNDS = 12
+FILLS = 24  # of 2048 events: most of the ring
+MOMENTS = 1000
+PAUSE_SECONDS = 0.002
+SPIN_US = 200
+GETPPID = {"x86_64": 110, "aarch64": 173}
+
+Drain = Callable[[], tuple[int, float]]
+
+
+def compile_probe(folder: Path) -> Path:
+    """Compile events.bpf.c. Raises Unavailable without clang."""
+    target = folder / "events.bpf.o"
+    headers = ROOT / "probes" / "include"
+    machine = os.uname().machine
+    command = ["clang", "-g", "-O2", "-target", "bpf", "-mcpu=v3", "-I", str(headers)]
+    command += [f"-D__TARGET_ARCH_{'x86' if machine == 'x86_64' else 'arm64'}"]
+    command += ["-idirafter", f"/usr/include/{machine}-linux-gnu", "-idirafter", "/usr/include"]
+    command += ["-c", str(HERE / "events.bpf.c"), "-o", str(target)]
+    try:
+        subprocess.run(command, check=True)
+    except OSError as error:
+        raise Unavailable(f"needs clang ({error})") from error
+    return target
+
+
+class Bench:
+    """A session with a ring to fill, and the ways to empty it."""
+
+    def __init__(self, session: Session, fills: int) -> None:
+        self.session = session
+        self.fills = fills
+        parts: Any = session._parts
+        self._program = parts.object.program_fd("fill")
+        self.ring_fd: int = parts.object.map_fd("events")
+
+    def fill(self) -> int:
+        """Write records until as many are there as asked for; return how many."""
+        sent = 0
+        for _ in range(self.fills):
+            context = bytearray(8)
+            lib.run_program(self._program, context, "fill the ring")
+            sent += int.from_bytes(context, "little")
+        return sent
+
+    def measure(self, drain: Callable[[], int]) -> float:
+        """Return the CPU time of one record, in ns."""
+        sent = self.fill()
+        begin = time.thread_time_ns()
+        seen = drain()
+        took = time.thread_time_ns() - begin
+        assert seen == sent, f"{seen} of {sent} records"
+        return took / sent
+
+
+def typed(session: Session, *, read: bool = False) -> int:
+    """Iterate over events, with or without looking at one field of each."""
+    seen = total = 0
+    with session.events("record", ring="events", timeout=0) as events:
+        if read:
+            for event in events:
+                seen += 1
+                total += event.number
+        else:
+            for _ in events:
+                seen += 1
+    return seen
+
+
+def typed_async(session: Session) -> int:
+    """Iterate over events on an event loop."""
+
+    async def drain() -> int:
+        seen = 0
+        async with session.events("record", ring="events", timeout=0) as events:
+            async for _ in events:
+                seen += 1
+        return seen
+
+    return asyncio.run(drain())
+
+
+def batched(session: Session) -> int:
+    """Take batches, and one column of each."""
+    seen = 0
+    with session.batches("record", ring="events", timeout=0) as batches:
+        for columns in batches:
+            seen += len(columns)
+    return seen
+
+
+@contextmanager
+def bcc(bench: Bench) -> Iterator[Drain]:
+    """Yield what drains the same ring through BCC. Raises Unavailable without it."""
+    command = [DEBIANS_PYTHON, str(HERE / "bcc_reader.py"), str(bench.ring_fd)]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        pass_fds=[bench.ring_fd],
+        env=environment,
+    ) as reader:
+        assert reader.stdin is not None and reader.stdout is not None and reader.stderr is not None
+        asked, answers = reader.stdin, reader.stdout
+
+        def drain() -> tuple[int, float]:
+            asked.write("\n")
+            asked.flush()
+            answer = answers.readline().split()
+            if not answer:
+                assert reader.stderr is not None
+                raise Unavailable(f"BCC: {reader.stderr.read().strip().splitlines()[-1]}")
+            return int(answer[0]), float(answer[1])
+
+        try:
+            drain()
+            yield drain
+        finally:
+            asked.close()
+            reader.wait(10)
+
+
+def costs(session: Session, size: Size, result: Result) -> None:
+    """Measure what a record costs, in interleaved rounds."""
+    bench = Bench(session, size.times(FILLS))
+    ways: dict[str, Callable[[], float]] = {
+        "typed": lambda: bench.measure(lambda: typed(session)),
+        "typed_read": lambda: bench.measure(lambda: typed(session, read=True)),
+        "typed_async": lambda: bench.measure(lambda: typed_async(session)),
+        "batched": lambda: bench.measure(lambda: batched(session)),
+    }
+    try:
+        with bcc(bench) as drain:
+
+            def theirs() -> float:
+                sent = bench.fill()
+                seen, took = drain()
+                assert seen == sent
+                return took
+
+            samples = interleave({**ways, "bcc": theirs}, size.limit(ROUNDS))
+    except Unavailable as missing:
+        result.notes.append(f"not beside BCC: {missing} (Debian: apt install python3-bpfcc)")
+        samples = interleave(ways, size.limit(ROUNDS))
+    result.samples["ns"] = samples
+    for name, label, budget in (
+        ("typed", "an event object, `for`", 100),
+        ("typed_read", "the same, and one field read", None),
+        ("typed_async", "an event object, `async for`", 150),
+        ("batched", "an event of a batch", 8),
+        ("bcc", "BCC: the usual callback with a ctypes struct", None),
+    ):
+        if name in samples:
+            result.median(name, label, samples[name], "ns", budget=budget)
+    if "bcc" in samples:
+        for name, label, budget in (
+            ("typed", "BCC's time over ours, `for`", 7),
+            ("batched", "BCC's time over ours, batches", 80),
+        ):
+            times = [a / b for a, b in zip(samples["bcc"], samples[name], strict=True)]
+            result.median(f"{name}_times", label, times, "times", budget=budget, at_least=True)
+    for name, label, budget in (
+        ("typed", "events per second and core, `for`", 5e6),
+        ("batched", "events per second and core, batches", 50e6),
+    ):
+        rates = [1e9 / each for each in samples[name]]
+        result.median(f"{name}_rate", label, rates, "events/s", budget=budget, at_least=True)
+
+
+CALLER = """
+import os, sys, time
+sys.stdin.readline()
+for _ in range(int(sys.argv[1])):
+    time.sleep(float(sys.argv[2]))
+    os.getppid()
+"""
+
+
+def delays(probe: Path, size: Size, spin_us: float) -> list[float]:
+    """Return the microseconds from a record's time to the first line that has it, each."""
+    count = size.times(MOMENTS)
+    with subprocess.Popen(
+        [sys.executable, "-c", CALLER, str(count), str(PAUSE_SECONDS)], stdin=subprocess.PIPE
+    ) as caller:
+        call = GETPPID.get(os.uname().machine)
+        if call is None:
+            caller.kill()
+            raise Unavailable(f"does not know the system calls of {os.uname().machine}")
+        names = {"process": caller.pid, "call": call}
+        with Session(probe, probes="auto", variables=names, spin_us=spin_us) as session:
+            found: list[float] = []
+            with session.events("record", ring="moments", timeout=5) as events:
+                assert caller.stdin is not None
+                caller.stdin.write(b"\n")
+                caller.stdin.flush()
+                for event in events:
+                    found.append((time.monotonic_ns() - event.header.time_ns) / 1000)
+                    if len(found) == count:
+                        break
+        caller.stdin.close()
+        caller.wait(10)
+    return found
+
+
+def latency(probe: Path, size: Size, result: Result) -> None:
+    """Measure how soon a sleeping and a spinning reader has an event."""
+    for name, spin_us, label in (
+        ("sleep", 0, "reader asleep"),
+        ("spin", 1e6 * PAUSE_SECONDS * 2, "reader polls (`spin_us`)"),
+    ):
+        found = delays(probe, size, spin_us)
+        cuts = statistics.quantiles(found, n=100)
+        result.samples[name] = {"us": found}
+        result.median(f"{name}_p50", f"{label}: half of the events", [cuts[49]], "us", budget=10)
+        result.median(f"{name}_p99", f"{label}: 99% of the events", [cuts[98]], "us", budget=50)
+
+
+def run(size: Size) -> Result:
+    """Measure both. Raises Unavailable where sessions cannot be opened."""
+    result = Result()
+    with tempfile.TemporaryDirectory() as folder:
+        probe = compile_probe(Path(folder))
+        try:
+            with Session(probe, programs=["fill"]) as session:
+                costs(session, size, result)
+            latency(probe, size, result)
+        except KernelTraceError as error:
+            raise Unavailable(str(error)) from error
+    return result
