@@ -27,7 +27,7 @@ PIP_INSTALL := -m pip install -qq
 .DELETE_ON_ERROR:
 .PHONY: help demo demo-django serve test test-unit test-other-pythons test-tiers test-kernel \
 	test-integration test-sanitized test-fresh test-kernels coverage lint lint-native format bench build doctor \
-	deps deps-build clean
+	bpf-objects deps deps-build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -124,6 +124,13 @@ format: $(VENV)/.stamp ## rewrite the sources as `make lint` wants them
 	@$(BIN)/ruff check --quiet --fix .
 	@$(BIN)/ruff format --quiet .
 	@$(C_SOURCES) | xargs $(BIN)/clang-format -i
+
+bpf-objects: $(VENV)/.stamp ## compile the BPF programs for x86-64 and arm64 into build/bpf
+	@for machine in x86_64 aarch64; do \
+		$(BIN)/python setup.py -q bpf_objects --machine=$$machine && \
+		$(BIN)/python setup.py -q bpf_objects --machine=$$machine --sources=tests/probes \
+			--folder=build/bpf/$$machine/tests || exit 1; \
+	done
 
 bench: deps $(VENV)/.stamp ## measure what tracing costs (docs/performance.md)
 	@$(BIN)/python benchmarks/run.py $(ARGS)

@@ -13,7 +13,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Command, Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
@@ -62,25 +62,52 @@ def check_headers() -> None:
             refuse(f"header {header} of {what} not found")
 
 
-def compile_probes(folder: Path) -> None:
-    """Compile probes/*.bpf.c to CO-RE objects without DWARF; BTF stays, loading needs it."""
-    machine = platform.machine()
+def header_folders(machine: str) -> list[str]:
+    """Return where the kernel's headers of a machine are: this one's own, or a cross package's."""
+    if machine == platform.machine():
+        multiarch = sysconfig.get_config_var("MULTIARCH") or f"{machine}-linux-gnu"
+        return [f"/usr/include/{multiarch}", "/usr/include"]
+    return [f"/usr/{machine}-linux-gnu/include", "/usr/include"]
+
+
+def compile_probes(sources: list[Path], folder: Path, machine: str) -> None:
+    """Compile BPF sources to CO-RE objects without DWARF; BTF stays, loading needs it."""
     if machine not in TARGETS:
         refuse(f"no BPF target for machine {machine}")
     clang, strip = tool("clang"), tool("llvm-strip")
-    multiarch = sysconfig.get_config_var("MULTIARCH") or f"{platform.machine()}-linux-gnu"
-    sources = sorted(PROBES.glob("*.bpf.c"))
-    if not sources:
-        raise SystemExit("build kerneltrace: no probes/*.bpf.c here: the source is incomplete")
     folder.mkdir(parents=True, exist_ok=True)
     for source in sources:
         target = folder / f"{source.name.removesuffix('.c')}.o"
         command = [clang, "-g", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"]
         command += ["-target", "bpf", "-mcpu=v3", f"-D__TARGET_ARCH_{TARGETS[machine]}"]
         command += ["-I", str(PROBES / "include"), "-I", str(PROBES)]
-        command += ["-idirafter", f"/usr/include/{multiarch}", "-idirafter", "/usr/include"]
+        for headers in header_folders(machine):
+            command += ["-idirafter", headers]
         subprocess.run([*command, "-c", str(source), "-o", str(target)], check=True)
         subprocess.run([strip, "-g", str(target)], check=True)
+
+
+class BpfObjects(Command):
+    """Compile BPF sources for a machine, this or another, to look at them."""
+
+    description = "compile BPF sources for a machine (x86_64, aarch64)"
+    user_options = [
+        ("machine=", None, "default: this machine"),
+        ("folder=", None, "where the objects go"),
+        ("sources=", None, "folder of the sources; default: probes"),
+    ]
+
+    def initialize_options(self) -> None:
+        self.machine = platform.machine()
+        self.folder = ""
+        self.sources = str(PROBES)
+
+    def finalize_options(self) -> None:
+        self.folder = self.folder or f"build/bpf/{self.machine}"
+
+    def run(self) -> None:
+        sources = sorted(Path(self.sources).glob("*.bpf.c"))
+        compile_probes(sources, Path(self.folder), self.machine)
 
 
 class BuildNative(build_ext):
@@ -90,7 +117,13 @@ class BuildNative(build_ext):
         if LINUX:
             check_headers()
             in_place = self.inplace or getattr(self, "editable_mode", False)
-            compile_probes((Path("src") if in_place else Path(self.build_lib)) / OBJECTS)
+            sources = sorted(PROBES.glob("*.bpf.c"))
+            if not sources:
+                raise SystemExit(
+                    "build kerneltrace: no probes/*.bpf.c here: the source is incomplete"
+                )
+            folder = (Path("src") if in_place else Path(self.build_lib)) / OBJECTS
+            compile_probes(sources, folder, platform.machine())
         super().run()
 
 
@@ -118,5 +151,5 @@ def own_extension(name: str) -> Extension:
 setup(
     ext_modules=[own_extension("events"), own_extension("step")] if LINUX else [],
     cffi_modules=["src/kerneltrace_core/_native/build_libbpf.py:ffi"] if LINUX else [],
-    cmdclass={"build_ext": BuildNative, "bdist_wheel": Abi3Wheel},
+    cmdclass={"bdist_wheel": Abi3Wheel, "bpf_objects": BpfObjects, "build_ext": BuildNative},
 )

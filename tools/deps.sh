@@ -44,6 +44,10 @@ assert (pathlib.Path(sysconfig.get_path("include")) / "Python.h").exists()'
 		need chromium-driver program chromedriver
 		need iproute2 program ip
 		need libcap2-bin program setcap
+		# The other machine's headers: BPF programs are compiled for both.
+		case $(uname -m) in
+		x86_64) need linux-libc-dev-arm64-cross file /usr/aarch64-linux-gnu/include/asm/ptrace.h ;;
+		esac
 		need postgresql postgresql
 		need strace program strace
 		need util-linux program setpriv

@@ -139,6 +139,8 @@ def debian_root(
         debootstrap(suite, root, cache, packages)
         stack.callback(shutil.rmtree, root)
         stack.callback(unmount_below, root)
+        # A root that is a mount, as a container's: unshare(1) changes the propagation of "/".
+        mount("--bind", root, root)
         mount("-t", "proc", "proc", root / "proc")
         # With tracefs, cgroups and bpffs if they are mounted here.
         mount("--rbind", "/sys", root / "sys")

@@ -41,7 +41,7 @@ def run_kernel(kernel: str, folder: Path, options: argparse.Namespace, more: lis
     folder.mkdir(parents=True)
     command = [sys.executable, str(HERE / "runs.py"), "--results", str(folder.resolve())]
     command += ["--select", options.select, *(f"--run={name}" for name in options.run or RUNS)]
-    command += ["--", *more]
+    command += ["--", *more] if more else []
     if kernel == HOST:
         inside = ["unshare", "--mount", "--propagation", "private", *command]
     else:
