@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import filterfalse
 
 from kerneltrace_core.btf.layout import (
     ArrayLayout,
@@ -17,7 +18,10 @@ from kerneltrace_core.btf.layout import (
 from kerneltrace_core.codegen.names import Names, class_name
 from kerneltrace_core.errors import OptionError
 
-__all__ = ["Chosen", "choose"]
+__all__ = ["Chosen", "choose", "is_ours"]
+
+# Maps, variables and programs of our own headers: sessions look after them.
+OURS = "kt_"
 
 POINTED = re.compile(r"(?:struct|union) (\w+) \*")
 
@@ -76,10 +80,10 @@ def choose(layout: ObjectLayout, names: Names, wanted: Iterable[str] = ()) -> Ch
     chosen = Chosen(names)
     for name in sorted({*layout.events, *_pointed_at(layout)}):
         chosen.add(layout.structs[name])
-    for name in sorted(layout.maps):
+    for name in sorted(filterfalse(is_ours, layout.maps)):
         for each, described in _types_of(layout.maps[name]):
             chosen.add(described, f"{name}_{each}")
-    for name in sorted(layout.variables):
+    for name in sorted(filterfalse(is_ours, layout.variables)):
         chosen.add(layout.variables[name].type, name)
     for name in wanted:
         if name not in layout.structs:
@@ -87,6 +91,11 @@ def choose(layout: ObjectLayout, names: Names, wanted: Iterable[str] = ()) -> Ch
             raise OptionError(f"--struct {name}: the object has no such struct (it has: {known})")
         chosen.add(layout.structs[name])
     return chosen
+
+
+def is_ours(name: str) -> bool:
+    """Tell whether a part of the object comes from our own headers."""
+    return name.startswith(OURS)
 
 
 def _pointed_at(layout: ObjectLayout) -> Iterator[str]:

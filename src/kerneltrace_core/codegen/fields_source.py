@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from kerneltrace_core.btf.layout import ArrayLayout, StructLayout
 from kerneltrace_core.codegen.annotate import Annotator
+from kerneltrace_core.codegen.choose import Chosen
 from kerneltrace_core.codegen.names import field_name, unhide
 
 __all__ = ["fields_source"]
@@ -15,9 +16,13 @@ KERNELS = "bpf_"
 
 
 def fields_source(
-    name: str, called: str, struct: StructLayout, annotator: Annotator, aliases: dict[str, str]
+    event: str, chosen: Chosen, annotator: Annotator, aliases: dict[str, str]
 ) -> Iterator[str]:
-    """Yield the lines of a TypedDict; fields that share bytes or are the kernel's may be absent."""
+    """Yield the lines of the TypedDict that events of a class are written from.
+
+    Fields that share bytes or are the kernel's may be absent. ``aliases``: see ``unhide``.
+    """
+    name, called, struct = chosen.written[event], chosen.called[event], chosen.structs[event]
     optional = struct.is_union or any(_may_be_absent(member.type) for member in struct.members)
     attributes = {field_name(each.name): each for each in struct.fields()}
     total = ", total=False" if optional else ""

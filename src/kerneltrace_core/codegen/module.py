@@ -82,30 +82,30 @@ class _Module:
         for name, struct in chosen.structs.items():
             # A session evaluates these annotations, so their aliases are there at runtime.
             self._add(event_source(name, struct, self._layout, annotator, aliases), evaluated=True)
-        skeleton = Skeleton(self._file, self._layout, annotator, aliases)
-        ends = [list(block) for block in skeleton.blocks()]
-        # One may be written from others, which then are to be written too.
+        # Only the skeleton knows what is to be written, and comes after it.
+        after: list[str] = []
+        for block in Skeleton(self._file, self._layout, annotator, aliases).blocks():
+            self._add(block, to=after)
         done: set[str] = set()
         while missing := chosen.written.keys() - done:
             for name in sorted(missing):
                 done.add(name)
-                fields, called = chosen.written[name], chosen.called[name]
-                struct = chosen.structs[name]
-                self._add(fields_source(fields, called, struct, annotator, aliases))
-        for block in ends:
-            self._add(block)
-        body = "".join(f"\n\n{block}" for block in self._blocks)
+                self._add(fields_source(name, chosen, annotator, aliases))
+        body = "".join(f"\n\n{block}" for block in [*self._blocks, *after])
         return "".join(f"{line}\n" for line in self._head()) + body
 
-    def _add(self, lines: Iterable[str], *, evaluated: bool = False) -> None:
+    def _add(
+        self, lines: Iterable[str], *, evaluated: bool = False, to: list[str] | None = None
+    ) -> None:
+        blocks = self._blocks if to is None else to
         before = set(self._aliases)
         block = "".join(f"{line}\n" for line in lines)
         for hidden in sorted(self._aliases.keys() - before):
             alias = f"{self._aliases[hidden]}: {self._annotator.use('TypeAlias')} = {hidden}\n"
             if not evaluated:
                 alias = f"if {self._annotator.use('TYPE_CHECKING')}:\n    {alias}"
-            self._blocks.append(alias)
-        self._blocks.append(block)
+            blocks.append(alias)
+        blocks.append(block)
 
     def _head(self) -> Iterator[str]:
         used = self._annotator.used

@@ -22,7 +22,7 @@ TAKEN_IN_EVENTS = frozenset(
     {"as_dict", "from_bytes", "origin", "_exact_", "_fields_", "_reduce_", "_size_"}
 )
 # What an IntEnum cannot have as a member, or would lose by it.
-TAKEN_IN_ENUMS = frozenset({"mro", *dir(int)})
+TAKEN_IN_ENUMS = frozenset({"mro", "name", "value", *dir(int)})
 
 
 class Names:

@@ -8,13 +8,11 @@ from typing import Any
 
 from kerneltrace_core.btf.layout import ArrayLayout, ObjectLayout, StructLayout, VariableLayout
 from kerneltrace_core.codegen.annotate import Annotator
+from kerneltrace_core.codegen.choose import is_ours
 from kerneltrace_core.codegen.map_types import map_annotation
 from kerneltrace_core.codegen.names import Names, attribute_name, module_class_name, unhide
 
 __all__ = ["Skeleton"]
-
-# Maps, variables and programs of our own headers; sessions look after them.
-OURS = "kt_"
 
 
 @dataclass
@@ -159,7 +157,7 @@ class Skeleton:
 
 
 def _ours_left_out(parts: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: part for name, part in parts.items() if not name.startswith(OURS)}
+    return {name: part for name, part in parts.items() if not is_ours(name)}
 
 
 def _attributes(names: list[str]) -> dict[str, str]:
