@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, TypeVar
@@ -13,7 +12,7 @@ from kerneltrace_core.btf.layout import MapLayout
 from kerneltrace_core.errors import MapError, OptionError, UnsupportedError
 from kerneltrace_core.maps.calls import MapCalls
 from kerneltrace_core.maps.descriptor import Descriptor
-from kerneltrace_core.maps.info import MapInfo, parse_fdinfo
+from kerneltrace_core.maps.info import MapInfo
 from kerneltrace_core.maps.kinds import MapFlags, map_type
 from kerneltrace_core.maps.refusals import explain, type_name
 
@@ -85,7 +84,6 @@ class BpfMap:
                 raw = self._calls.info(fd)
         except OSError as error:
             raise MapError(f"describe map {self.name}: {error}", errno=error.errno) from None
-        memory, frozen = parse_fdinfo(told)
         return MapInfo(
             map_type(raw.type),
             raw.id,
@@ -94,9 +92,7 @@ class BpfMap:
             raw.value_size,
             raw.max_entries,
             MapFlags(raw.flags),
-            memory,
-            frozen,
-        )
+        ).with_fdinfo(told)
 
     def freeze(self) -> None:
         """Forbid every later change from user space, by anyone; programs still may. Linux 5.2."""
@@ -138,8 +134,7 @@ class BpfMap:
 
     def _refused(self, act: str, error: OSError) -> NoReturn:
         with self._descriptor as fd:
-            memory, frozen = parse_fdinfo(self._calls.fdinfo(fd))
-        now = replace(self._shape, memory_bytes=memory, frozen=frozen)
+            now = self._shape.with_fdinfo(self._calls.fdinfo(fd))
         raise explain(f"{act} map {self.name}", error, self.name, now) from None
 
     def _cannot(self, act: str, why: str) -> NoReturn:

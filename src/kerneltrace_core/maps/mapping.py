@@ -36,7 +36,7 @@ class KeyedMap(BpfMap, MutableMapping[K, V]):
     ``len`` counts by walking through all entries. Iteration takes entries some hundred at a time
     and is safe while programs, or the loop's body, change the map: it ends, and gives no key
     twice; ``Walk.chunks`` says what it promises. Two maps are equal if they are the same object;
-    compare ``dict(map)``.
+    compare ``as_dict()``.
     """
 
     __hash__ = object.__hash__
@@ -169,6 +169,10 @@ class KeyedMap(BpfMap, MutableMapping[K, V]):
         """Return the values as a view, each pass of which reads them anew."""
         return _Values(self)
 
+    def as_dict(self) -> dict[K, V]:
+        """Return all entries, in one pass; ``dict(map)`` asks for each key and may miss it."""
+        return dict(self.items())
+
     def aitems(self) -> AsyncItems[K, V]:
         """Return the entries for ``async for``, under asyncio or trio.
 
@@ -215,8 +219,11 @@ class KeyedMap(BpfMap, MutableMapping[K, V]):
             raise OptionError(f"{act} map {self.name}: key: {error}") from None
 
     def _lookup(self, key: bytes) -> bytes | None:
-        with self._explaining("read"), self._descriptor as fd:
-            return self._calls.lookup(fd, key, self._walk.value_bytes)
+        try:
+            with self._descriptor as fd:
+                return self._calls.lookup(fd, key, self._walk.value_bytes)
+        except OSError as error:
+            self._refused("read", error)
 
     def _take(self, key: bytes) -> bytes | None:
         return self._walk.take(key)

@@ -13,7 +13,7 @@ from kerneltrace_core.errors import (
     UnsupportedError,
 )
 from kerneltrace_core.maps.info import MapInfo
-from kerneltrace_core.maps.kinds import MapFlags, MapType
+from kerneltrace_core.maps.kinds import MapType
 
 __all__ = ["explain", "type_name"]
 
@@ -52,10 +52,9 @@ def explain(act: str, error: OSError, name: str, info: MapInfo) -> KernelTraceEr
 def _refused(act: str, code: int, info: MapInfo) -> KernelTraceError:
     if info.frozen:
         return MapError(f"{act}: it is frozen, only programs may change it", errno=code)
-    for flag, forbidden in ((MapFlags.RDONLY, "written"), (MapFlags.WRONLY, "read")):
-        if info.flags & flag:
-            told = f"made with BPF_F_{flag.name}: it cannot be {forbidden} from user space"
-            return MapError(f"{act}: {told}", errno=code)
+    if info.access in ("read", "write"):
+        past = {"read": "read", "write": "written"}[info.access]
+        return MapError(f"{act}: it is open to be {past} only", errno=code)
     # Not at the top: nearly never needed.
     from kerneltrace_core.kernel.privileges import explain_refusal, read_privileges
 
