@@ -225,6 +225,19 @@ def test_a_generated_class_reads_what_the_class_from_btf_reads(
     assert repr(ours.as_dict()) == repr(theirs.as_dict())
 
 
+def test_a_field_that_python_would_rename_is_left_out() -> None:
+    source = "struct rec { int __hidden; int shown; int __pad; }; const struct rec *unused;"
+    layout = layout_of(source)
+    declared: Any = module_of(source).Rec
+
+    event: Any = bind(declared, layout).cls.from_bytes(bytes(range(12)))
+
+    assert event.as_dict() == {"shown": int.from_bytes(bytes(range(4, 8)), sys.byteorder)}
+    assert '@kernel_event("rec", partial=True)' in generate(layout, "probe.bpf.o")
+    only_padding = "struct rec { int shown; int __pad; }; const struct rec *unused;"
+    assert '@kernel_event("rec")' in generate(layout_of(only_padding), "probe.bpf.o")
+
+
 def test_maps_and_variables_are_reached_by_their_names() -> None:
     module = module_of(TAGGED)
     session = SimpleNamespace(

@@ -16,9 +16,14 @@ PADDING = re.compile(r"_*(pad|padding)_?\d*")
 
 
 def fields_of(struct: StructLayout) -> dict[str, str]:
-    """Return the C fields that are no padding, by their Python names."""
+    """Return the C fields that a class declares, by their Python names."""
     names = [each.name for each in struct.fields() if not PADDING.fullmatch(each.name)]
-    return {field_name(name): name for name in names}
+    return {field_name(name): name for name in names if not _is_private(name)}
+
+
+def _is_private(name: str) -> bool:
+    """Tell whether Python would make another name of it in the body of a class."""
+    return name.startswith("__") and not name.endswith("__")
 
 
 def enum_source(name: str, enum: Scalar) -> Iterator[str]:
@@ -48,7 +53,9 @@ def event_source(
     told = f", tag {tag.tag}" if tag else ""
     by_name = {each.name: each for each in struct.fields()}
     attributes = fields_of(struct)
-    yield f'@{annotator.use("kernel_event")}("{struct.name or called}")'
+    hidden = any(_is_private(each) and not PADDING.fullmatch(each) for each in by_name)
+    partial = ", partial=True" if hidden else ""
+    yield f'@{annotator.use("kernel_event")}("{struct.name or called}"{partial})'
     yield f"class {name}({annotator.use('KernelEvent')}):"
     yield f'    """{title}, {struct.size} byte{"" if struct.size == 1 else "s"}{told}."""'
     if attributes:
