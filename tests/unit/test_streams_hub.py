@@ -551,3 +551,13 @@ def test_a_forked_child_is_told_so(hub: Hub, ring: FakeRing) -> None:
 def test_an_unknown_overflow_is_refused(inline: Hub, overflow: str) -> None:
     with pytest.raises(OptionError, match=r"is not one of"):
         inline.subscribe(SELECT_A, overflow=overflow)
+
+
+def test_a_timeout_of_zero_empties_a_ring_smaller_than_a_chunk() -> None:
+    ring = FakeRing(size_bytes=1024)
+    hub = Hub(ring)
+    consumer = hub.subscribe(SELECT_A)
+    ring.submit(a(1), a(2))
+
+    assert numbers(consumer.next_batch(0)) == [1, 2]
+    hub.close()

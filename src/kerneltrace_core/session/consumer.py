@@ -220,9 +220,10 @@ class _Search:
         moved = hub.pull(consumer)
         left = self._left()
         if moved:
-            self._pulls += 1
             # A ring full of other types is gone through once, however short the timeout.
-            return 0 if left > 0 or self._pulls * CHUNK_BYTES <= hub.size_bytes else None
+            once = self._pulls * CHUNK_BYTES >= hub.size_bytes
+            self._pulls += 1
+            return 0 if left > 0 or not once or consumer.queue.records else None
         return left if left > 0 else None
 
     def _left(self) -> float:
