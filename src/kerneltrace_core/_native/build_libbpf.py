@@ -41,6 +41,9 @@ bool bpf_program__autoload(const struct bpf_program *program);
 int bpf_program__set_expected_attach_type(struct bpf_program *program, int type);
 int bpf_program__set_attach_target(struct bpf_program *program, int fd, const char *name);
 
+int bpf_obj_get_info_by_fd(int fd, void *info, uint32_t *size);
+int bpf_enable_stats(int type);
+
 int kt_tracepoint_open(int program_fd, const char *name);
 int kt_link_create(int program_fd, int target, int attach_type, uint32_t flags, uint64_t cookie);
 int kt_link_uprobes(int program_fd, const char *path, const uint64_t *offsets,
