@@ -174,10 +174,10 @@ def test_collections_of_debians_python_are_counted_with_their_generation(require
             assert probes["hits"] == 5
 
 
+@pytest.mark.usefixtures("way")
 def test_the_running_interpreter_is_found(
-    require: Require, path: str, traced: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+    path: str, traced: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    require("uprobe_multi_by_process")
     files = binaries.own_files()
     assert files[0] == os.path.realpath("/proc/self/exe")
     # This interpreter may have no static tracepoints, so that a library stands for its libpython.
@@ -216,7 +216,6 @@ def can_run_debians() -> Support:
 
 
 def test_debians_python_traces_itself(require: Require) -> None:
-    require("uprobe_multi_by_process")
     require("static tracepoints of Debian's Python", probe=has_notes)
     require("cffi for Debian's Python", probe=can_run_debians)
     told = run_debians(

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from kerneltrace_core.kernel import bpfcall
 from kerneltrace_core.kernel.bpfcall import BpfCall
 
+HARDWARE = 0
 ARRAY, TASK_STORAGE, KPROBE, TRACING, SYSCALL = 2, 29, 2, 26, 31
 
 
@@ -28,7 +29,13 @@ class FakeKernel(BpfCall):
         refuse_programs: int = 0,
         refuse_maps_above: int | None = None,
         odd: int = 0,
+        hardware: bool = True,
+        tcx: bool = True,
+        filters_by_thread: bool = False,
     ) -> None:
+        self.hardware = hardware
+        self.tcx = tcx
+        self.filters_by_thread = filters_by_thread
         self.without_maps = set(without_maps)
         self.without_programs = set(without_programs)
         self.refuse = refuse
@@ -52,16 +59,34 @@ class FakeKernel(BpfCall):
         elif command == bpfcall.PROG_RUN:
             return 0
         elif command == bpfcall.LINK_CREATE:
-            raise OSError(errno.EBADF, "Bad file descriptor")
+            self._link(attr)
         return self._descriptor()
 
     def map_memory(self, descriptor: int, size: int) -> None:
         self.mapped.append(size)
 
-    def perf_event(self) -> int:
+    def perf_event(self, kind: int = 1, config: int = 0) -> int:
         if self.refuse:
             raise OSError(errno.EACCES, "Permission denied")
+        if kind == HARDWARE and not self.hardware:
+            raise OSError(errno.ENOENT, "No such file or directory")
         return self._descriptor()
+
+    def perf_probe(self, kind: int, name: bytes) -> int:
+        if self.refuse:
+            raise OSError(errno.EACCES, "Permission denied")
+        if name == b"/":
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return self._descriptor()
+
+    def _link(self, attr: bytes) -> None:
+        if len(attr) == bpfcall.LINK_ATTR.size:
+            code = errno.ENODEV if self.tcx else errno.EINVAL
+        else:
+            process = bpfcall.UPROBE_MULTI_ATTR.unpack(attr)[-1]
+            impossible = process == 0xFFFFFFFF
+            code = errno.EINVAL if impossible and not self.filters_by_thread else errno.EBADF
+        raise OSError(code, os.strerror(code))
 
     def _map(self, attr: bytes) -> None:
         kind, _, size = bpfcall.MAP_ATTR.unpack(attr)[:3]
