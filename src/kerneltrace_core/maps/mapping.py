@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, Generic, TypeVar, cast, overload
 
 from kerneltrace_core.btf.layout import MapLayout
-from kerneltrace_core.errors import MapKeyError, MapKeyExistsError, OptionError
+from kerneltrace_core.errors import MapKeyError, MapKeyExistsError, OptionError, UnsupportedError
 from kerneltrace_core.maps.bpf_map import BpfMap
 from kerneltrace_core.maps.calls import MapCalls
 from kerneltrace_core.maps.codec import Codec
@@ -254,6 +254,8 @@ class KeyedMap(BpfMap, MutableMapping[K, V]):
     def _explaining(self, act: str) -> Iterator[None]:
         try:
             yield
+        except UnsupportedError:
+            raise  # said already
         except OSError as error:
             self._refused(act, error)
 

@@ -20,6 +20,7 @@ from kerneltrace_core.maps.mapping import KeyedMap
 __all__ = ["ArrayOfMaps", "DescriptorMap", "HashOfMaps", "MapOfMaps"]
 
 K = TypeVar("K")
+V = TypeVar("V")
 
 U32 = struct.Struct("=I")
 
@@ -34,6 +35,25 @@ def descriptor_of(value: Any) -> bytes:
     if not 0 <= number < 1 << 31:
         raise OptionError(f"{number} is no descriptor")
     return U32.pack(number)
+
+
+class OverwritingMap(IndexedMap[V]):
+    """An array of descriptors: the kernel only overwrites, and may have nothing at an index."""
+
+    def insert(self, key: int, value: V) -> None:  # noqa: ARG002
+        """Refuse: the kernel cannot."""
+        self._overwrites("insert into")
+
+    def replace(self, key: int, value: V) -> None:  # noqa: ARG002
+        """Refuse: the kernel cannot."""
+        self._overwrites("replace in")
+
+    def setdefault(self, key: int, default: Any = None) -> Any:  # noqa: ARG002
+        """Refuse: the kernel cannot."""
+        self._overwrites("set default in")
+
+    def _overwrites(self, act: str) -> NoReturn:
+        self._cannot(act, "the kernel only overwrites in arrays of descriptors (set it)")
 
 
 class MapOfMaps(KeyedMap[K, BpfMap]):
@@ -152,11 +172,11 @@ class HashOfMaps(MapOfMaps[K]):
     """A hash table of maps."""
 
 
-class ArrayOfMaps(MapOfMaps[int], IndexedMap[BpfMap]):
+class ArrayOfMaps(OverwritingMap[BpfMap], MapOfMaps[int]):
     """An array of maps; an element that holds none counts as not there."""
 
 
-class DescriptorMap(IndexedMap[Any]):
+class DescriptorMap(OverwritingMap[Any]):
     """An array of programs, sockets or control groups, stored by descriptor.
 
     Takes an int or what has a ``fileno()``; reading a ``prog_array`` gives the programs' ids. For

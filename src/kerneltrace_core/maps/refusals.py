@@ -51,7 +51,7 @@ def explain(act: str, error: OSError, name: str, info: MapInfo) -> KernelTraceEr
 
 def _refused(act: str, code: int, info: MapInfo) -> KernelTraceError:
     if info.frozen:
-        return MapError(f"{act}: it is frozen, only programs may change it", errno=code)
+        return MapError(f"{act}: it is frozen already, only programs may change it", errno=code)
     if info.access in ("read", "write"):
         past = {"read": "read", "write": "written"}[info.access]
         return MapError(f"{act}: it is open to be {past} only", errno=code)

@@ -24,7 +24,7 @@ class UnreadableMap(BpfMap):
 
     def _refuse(self, *_: Any) -> NoReturn:
         why = REASONS.get(self.type, f"maps of {type_name(self.type)} are not known here")
-        self._cannot("use as a mapping", why)
+        self._cannot("look into", why)
 
     __getitem__ = __setitem__ = __delitem__ = __contains__ = __iter__ = __len__ = _refuse
     get = keys = values = items = pop = clear = update = insert = replace = push = _refuse

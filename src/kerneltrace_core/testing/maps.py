@@ -168,7 +168,7 @@ class FakeMapCalls:
         self._note("freeze")
         found = self._map(fd)
         if found.frozen:
-            _refuse(errno.EBUSY)
+            _refuse(errno.EPERM)
         found.frozen = True
 
     def map_memory(self, fd: int, size: int, *, writable: bool) -> mmap.mmap:
