@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable
 from typing import NamedTuple
 
 from kerneltrace_core.bpf.object import BpfObject
 from kerneltrace_core.errors import KernelTraceError, LoadError, PrivilegeError
+from kerneltrace_core.session.load_refusals import blamed_program, explain_load
 from kerneltrace_core.session.probe import Probe
 
 __all__ = ["Loaded", "Planned", "load"]
 
 logger = logging.getLogger("kerneltrace")
-
-# libbpf names the program that it is working on: "libbpf: prog 'x': ...".
-PROGRAM_IN_LOG = re.compile(r"\bprog '([^']+)'")
 
 
 class Planned(NamedTuple):
@@ -39,13 +36,6 @@ class Loaded(NamedTuple):
     refused: dict[str, KernelTraceError]
 
 
-def blamed(error: KernelTraceError) -> str | None:
-    """Return the program that libbpf was working on when it failed, if its log says so."""
-    log: tuple[str, ...] = getattr(error, "log", ())
-    named = [found.group(1) for line in log for found in PROGRAM_IN_LOG.finditer(line)]
-    return named[-1] if named else None
-
-
 def load(plan: Callable[[frozenset[str]], Planned]) -> Loaded:
     """Load what ``plan`` makes when it is told which programs to leave out.
 
@@ -59,12 +49,15 @@ def load(plan: Callable[[frozenset[str]], Planned]) -> Loaded:
         try:
             opened.load()
         except (LoadError, PrivilegeError) as error:
-            opened.close()
-            culprit = blamed(error)
+            culprit = blamed_program(error)
+            with opened:
+                explained = explain_load(opened, error)
             if culprit is None or culprit in refused or culprit not in planned.optional_programs():
-                raise
-            logger.warning("optional program %s is left out: %s", culprit, error)
-            refused[culprit] = error
+                if explained is error:
+                    raise
+                raise explained from error
+            logger.warning("optional program %s is left out: %s", culprit, explained)
+            refused[culprit] = explained
         except BaseException:
             opened.close()
             raise
