@@ -42,8 +42,12 @@ def program_info(fd: int) -> RawProgramInfo:
     if code < 0:
         raise LoadError(f"describe program: {_reason(-code)}", errno=-code)
     told = INFO.unpack(found)
-    name = told[11].rstrip(b"\0").decode("utf-8", "replace")
-    return RawProgramInfo(*told[:5], *told[7:9], name, *told[-4:])
+    kind, number, tag, jited_bytes, instruction_bytes = told[:5]
+    loaded_ns, uid = told[7:9]
+    return RawProgramInfo(
+        kind, number, tag, jited_bytes, instruction_bytes, loaded_ns, uid,
+        told[11].rstrip(b"\0").decode("utf-8", "replace"), *told[-4:],
+    )  # fmt: skip
 
 
 def enable_stats() -> int:
