@@ -85,9 +85,8 @@ def _match(declared: str, annotation: Any, member: FieldLayout | None) -> Field 
 def _describe(member: FieldLayout) -> str:
     """Return a C type with its size and sign."""
     layout, size = member.type, size_of(member.type)
-    text = f"{c_name(layout)}: {size} byte{'' if size == 1 else 's'}"
-    if member.bit_size:
-        text = f"{c_name(layout)}: {member.bit_size} bits of {size} bytes"
+    bits = f"{member.bit_size} bits of " if member.bit_size else ""
+    text = f"{c_name(layout)}: {bits}{size} byte{'' if size == 1 else 's'}"
     if isinstance(layout, Scalar):
         sign = "signed" if layout.signed else "unsigned"
         text += ", float" if layout.kind == "float" else f", {sign}"

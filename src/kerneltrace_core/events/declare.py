@@ -98,8 +98,9 @@ class Declared:
 
 
 def declared_of(cls: type) -> Declared | None:
-    """Return what was declared of this very class."""
-    declared = vars(cls).get("_declared_")
+    """Return what was declared of this very class, or of the one that it was bound from."""
+    bound = "_reduce_" in vars(cls)
+    declared = getattr(cls, "_declared_", None) if bound else vars(cls).get("_declared_")
     return declared if isinstance(declared, Declared) else None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,10 +9,10 @@ from typing import Any
 from kerneltrace_core.btf.layout import FieldLayout, Scalar, StructLayout
 from kerneltrace_core.errors import OptionError
 from kerneltrace_core.events.naming import field_name
+from kerneltrace_core.events.pyframes import HEADER, padded, records
 
 __all__ = ["Keep", "Where", "keep_by_function", "tag_of_field"]
 
-HEADER = struct.Struct("=II")
 # A field ("kind" or "header.kind") and its value or values; or a function of the record's bytes.
 Where = tuple[str, Any] | Callable[[bytes], bool]
 # Frames to those of this type, and how many records were of others.
@@ -46,15 +45,12 @@ def keep_by_function(function: Callable[[bytes], bool]) -> Keep:
 
     def keep(frames: bytes) -> tuple[bytes, int]:
         kept: list[bytes] = []
-        others = at = 0
-        while at < len(frames):
-            length, _ = HEADER.unpack_from(frames, at)
-            end = at + HEADER.size + -(-length // 8) * 8
-            if function(frames[at + HEADER.size : at + HEADER.size + length]):
-                kept.append(frames[at:end])
+        others = 0
+        for at, length, _ in records(frames):
+            if function(frames[at : at + length]):
+                kept.append(frames[at - HEADER.size : at + padded(length)])
             else:
                 others += 1
-            at = end
         return (b"".join(kept), others) if others else (frames, 0)
 
     return keep

@@ -8,13 +8,18 @@ from typing import NoReturn, final
 
 from kerneltrace_core.errors import OptionError
 
-__all__ = ["MATCH", "OTHER_TAG", "WRONG_LENGTH", "Selector", "pack", "records"]
+__all__ = ["MATCH", "OTHER_TAG", "WRONG_LENGTH", "Selector", "pack", "padded", "records"]
 
 HEADER = struct.Struct("=II")  # the payload's length, and where it came from
 ALIGNMENT = 8
 TAG_CODES = {1: "=B", 2: "=H", 4: "=I", 8: "=Q"}
 MOST_BYTES = 0xFFFFFFFF
 MATCH, OTHER_TAG, WRONG_LENGTH = range(3)
+
+
+def padded(length: int) -> int:
+    """Return the bytes that a payload takes with the zeroes after it."""
+    return -(-length // ALIGNMENT) * ALIGNMENT
 
 
 def records(frames: bytes, start: int = 0) -> Iterator[tuple[int, int, int]]:
@@ -27,14 +32,13 @@ def records(frames: bytes, start: int = 0) -> Iterator[tuple[int, int, int]]:
     at, end = start, len(frames)
     while at < end:
         length, origin = HEADER.unpack_from(frames, at) if end - at >= HEADER.size else (0, 0)
-        padded = -(-length // ALIGNMENT) * ALIGNMENT
-        if end - at - HEADER.size < padded:
+        if end - at - HEADER.size < padded(length):
             raise OptionError(
                 f"read frames: the record at byte {at} is of {length} bytes, "
                 f"and {end - at} are left with its header"
             )
         yield at + HEADER.size, length, origin
-        at += HEADER.size + padded
+        at += HEADER.size + padded(length)
 
 
 @final
