@@ -17,12 +17,14 @@ from hypothesis import strategies as st
 
 import kerneltrace_core
 from harness.bpf_source import compile_bpf
+from harness.btf_encoder import BtfWriter
 from harness.c_types import STRUCTS, bpf_source
+from kerneltrace_core.btf.format import parse_btf
 from kerneltrace_core.btf.layout import ObjectLayout
 from kerneltrace_core.codegen import generate, names
 from kerneltrace_core.codegen.__main__ import main
 from kerneltrace_core.codegen.module import IMPORTS, TYPES
-from kerneltrace_core.errors import OptionError
+from kerneltrace_core.errors import FormatError, OptionError
 from kerneltrace_core.events import naming
 from kerneltrace_core.events.binding import bind
 from kerneltrace_core.events.classes import event_class
@@ -306,8 +308,35 @@ def test_a_name_that_python_would_not_take_is_changed(
 def test_each_name_is_given_once() -> None:
     taken = names.Names({"Session"})
 
-    claimed = [taken.claim(each) for each in ("Session", "Open", "Open", "str", "class")]
-    assert claimed == ["Session_", "Open", "Open_", "str_", "class_"]
+    claimed = [taken.claim(each) for each in ("Session", "Open", "Open", "class")]
+    assert claimed == ["Session_", "Open", "Open_", "class_"]
+
+
+EVIL = "x: int = print()"
+
+
+@pytest.mark.parametrize("place", ["struct", "field", "enum", "value", "variable", "typedef"])
+def test_a_name_that_no_c_compiler_gives_is_refused(place: str) -> None:
+    called = dict.fromkeys(("struct", "field", "enum", "value", "variable"), "fine") | {place: EVIL}
+    writer = BtfWriter()
+    number = writer.enum(called["enum"], 4, [(called["value"], 1)], signed=False)
+    struct = writer.structure(called["struct"], 4, [(called["field"], number, 0, 0)])
+    if place == "typedef":
+        bare = writer.structure("", 4, [("fine", number, 0, 0)])
+        struct = writer.add("typedef", EVIL, bare)
+    variable = writer.add("var", called["variable"], struct, 1)
+    writer.datasec(".bss", [(variable, 0, 4)])
+    layout = ObjectLayout.from_btf(parse_btf(writer.blob()))
+
+    with pytest.raises(FormatError, match=r"write Python for 'x: int = print\(\)'"):
+        generate(layout, "probe.bpf.o")
+
+
+def test_the_name_of_a_file_stays_within_its_text() -> None:
+    text = generate(layout_of("int a;"), 'a"""\nimport os\n"""\\.bpf.o')
+
+    assert text.splitlines()[0].startswith('"""Events, maps and variables of a____import_os____')
+    assert compile(text, "generated", "exec")
 
 
 def test_what_generated_modules_import_is_there() -> None:

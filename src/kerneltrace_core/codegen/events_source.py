@@ -32,7 +32,7 @@ def enum_source(name: str, enum: Scalar) -> Iterator[str]:
     yield f"class {name}(IntEnum):"
     yield f'    """{title}; a number that has no name here stays an int."""'
     yield ""
-    members = Names(keep_builtins=True)
+    members = Names()
     for value, number in enum.values:
         yield f"    {members.claim(member_name(value))} = {number}"
 

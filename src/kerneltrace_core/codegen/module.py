@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 
@@ -10,7 +11,7 @@ from kerneltrace_core.codegen.annotate import Annotator
 from kerneltrace_core.codegen.choose import choose
 from kerneltrace_core.codegen.events_source import enum_source, event_source
 from kerneltrace_core.codegen.fields_source import fields_source
-from kerneltrace_core.codegen.names import Names
+from kerneltrace_core.codegen.names import BUILTINS, Names
 from kerneltrace_core.codegen.skeleton_source import Skeleton
 
 __all__ = ["IMPORTS", "generate"]
@@ -68,8 +69,9 @@ class _Module:
     def __init__(self, layout: ObjectLayout, file: str, structs: Iterable[str]) -> None:
         imported = [each for group in (IMPORTS, TYPES) for each in chain(*group.values())]
         self._layout = layout
-        self._file = file
-        self._chosen = choose(layout, Names(imported), structs)
+        # It is part of the text, which a name must not end.
+        self._file = re.sub(r"[^\w.+-]", "_", file)
+        self._chosen = choose(layout, Names([*imported, *BUILTINS]), structs)
         self._annotator = Annotator(self._chosen)
         self._aliases: dict[str, str] = {}
         self._blocks: list[str] = []

@@ -162,7 +162,7 @@ def _ours_left_out(parts: Mapping[str, Any]) -> dict[str, Any]:
 
 def _attributes(names: list[str]) -> dict[str, str]:
     """Return the names by the attribute of each."""
-    taken = Names({"_session"}, keep_builtins=True)
+    taken = Names({"_session"})
     return {taken.claim(attribute_name(name)): name for name in names}
 
 
