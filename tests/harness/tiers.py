@@ -112,6 +112,38 @@ def ask(feature: str) -> Support:
     return probe()
 
 
+def require_of(
+    item: pytest.Item, features: tuple[str, ...], probe: Callable[[], Support] | None = None
+) -> None:
+    """Skip a test where a probe says no; note on it what was asked, for JUnit."""
+    from kerneltrace_core.kernel.support import Verdict
+
+    tiers = item.config.stash[TIERS]
+    for feature in features:
+        if feature not in ANSWERS:
+            ANSWERS[feature] = ask(feature) if probe is None else probe()
+        answer = ANSWERS[feature]
+        note = f"{feature} = {answer.verdict.value}; {answer.reason}"
+        item.user_properties.append(("asked", note))
+        if answer.verdict is Verdict.NO:
+            if feature in item.config.stash[RECORDED]:
+                pytest.fail(
+                    f"probe {feature}: no: {answer.reason}; but on a kernel of this version "
+                    "and as root it has said yes (docs/kernels.md)"
+                )
+            tiers.refused[feature] = answer
+            tiers.skipped_by[feature] += 1
+            item.stash[REFUSED_BY] = feature
+            pytest.skip(f"probe {feature}: no: {answer.reason}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Ask for what the test's marker `needs` names, before any fixture is made."""
+    for marker in item.iter_markers("needs"):
+        require_of(item, marker.args)
+
+
 @pytest.fixture
 def require(request: pytest.FixtureRequest) -> Require:
     """Return a function that skips the test where a probe says no: `require("task_storage")`.
@@ -119,29 +151,12 @@ def require(request: pytest.FixtureRequest) -> Require:
     Names: a probe of FeatureProbes without arguments ("thread_registration", "uprobe_multi"),
     "tracepoint:sched_switch", "capability:cap_sys_admin", "python:3.12"; or any name with a
     probe of the test's own, `require("seccomp filters", probe=function)`. Could-not-tell runs
-    the test: what it does then is the better answer.
+    the test: what it does then is the better answer. What fixtures need is asked for by a marker,
+    `pytest.mark.needs("task_storage")`.
     """
-    from kerneltrace_core.kernel.support import Verdict
-
-    tiers = request.config.stash[TIERS]
 
     def require_features(*features: str, probe: Callable[[], Support] | None = None) -> None:
-        for feature in features:
-            if feature not in ANSWERS:
-                ANSWERS[feature] = ask(feature) if probe is None else probe()
-            answer = ANSWERS[feature]
-            note = f"{feature} = {answer.verdict.value}; {answer.reason}"
-            request.node.user_properties.append(("asked", note))
-            if answer.verdict is Verdict.NO:
-                if feature in request.config.stash[RECORDED]:
-                    pytest.fail(
-                        f"probe {feature}: no: {answer.reason}; but on a kernel of this version "
-                        "and as root it has said yes (docs/kernels.md)"
-                    )
-                tiers.refused[feature] = answer
-                tiers.skipped_by[feature] += 1
-                request.node.stash[REFUSED_BY] = feature
-                pytest.skip(f"probe {feature}: no: {answer.reason}")
+        require_of(request.node, features, probe)
 
     return require_features
 

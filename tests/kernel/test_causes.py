@@ -20,7 +20,7 @@ import pytest
 from kerneltrace_core.requests import KernelStats, RequestTracer, layout
 from traced import NS_PER_MS, SWITCH_NS, Meter, close_to, in_thread, on_loop, tracing, undisturbed
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.needs("thread_registration", "task_storage")]
 
 # A wake-up is stamped where it begins; the scheduler's own statistics begin when it has crossed
 # to the other CPU.

@@ -22,7 +22,7 @@ from harness.tiers import Require
 from kerneltrace_core.requests import RequestTracer
 from traced import Meter, Serve, calls_of, during, in_thread, on_loop, tracing
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.needs("thread_registration", "task_storage")]
 
 BLOCK = 4096
 GROUPS = ("sched", "syscalls", "block", "net")

@@ -11,7 +11,7 @@ import pytest
 from harness.tiers import Require
 from traced import run_python
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.needs("thread_registration", "task_storage")]
 
 # Every script prints one JSON object at its end. A child that fails exits with a traceback and 1.
 BEGIN = """

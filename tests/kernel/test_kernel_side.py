@@ -22,6 +22,7 @@ from kerneltrace_core.requests.kernel_side import KernelSide
 from traced import NS_PER_MS, calls_of, on_loop, tracing
 
 pytestmark = pytest.mark.kernel
+NEEDS_REQUESTS = pytest.mark.needs("thread_registration", "task_storage")
 
 GROUPS = ("sched", "syscalls", "block", "net")
 CALL_CLOCK = b"\x85\x00\x00\x00\x05\x00\x00\x00"  # call bpf_ktime_get_ns
@@ -71,6 +72,7 @@ def spare_descriptors(count: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@NEEDS_REQUESTS
 def test_opening_and_closing_twenty_times_leaves_no_program_and_no_descriptor() -> None:
     loaded: set[int] = set()
 
@@ -84,6 +86,7 @@ def test_opening_and_closing_twenty_times_leaves_no_program_and_no_descriptor() 
     wait_until_gone(loaded)
 
 
+@NEEDS_REQUESTS
 def test_starting_and_stopping_twenty_times_leaves_no_descriptor() -> None:
     with tracing() as tracer:  # what is made once and kept: an event loop's own, for one
         on_loop(tracer, os.getppid)
@@ -95,6 +98,7 @@ def test_starting_and_stopping_twenty_times_leaves_no_descriptor() -> None:
             assert calls_of(stats)["getppid"] == 1
 
 
+@NEEDS_REQUESTS
 def test_closing_twice_is_closing_once() -> None:
     side = KernelSide.open(("sched",))
 
@@ -131,6 +135,7 @@ def test_half_an_object_is_refused_with_what_libbpf_says() -> None:
     assert "libbpf: " in str(caught.value)
 
 
+@NEEDS_REQUESTS
 def test_a_program_that_the_verifier_rejects_comes_with_the_verifiers_last_words() -> None:
     data = builtin_object("requests").replace(CALL_CLOCK, CALL_NOTHING)
 
@@ -179,6 +184,7 @@ def test_an_object_that_does_not_ship_is_named() -> None:
 # ---- what runs out on the way --------------------------------------------------------------------
 
 
+@NEEDS_REQUESTS
 def test_wherever_the_descriptors_run_out_it_is_said_and_all_is_undone() -> None:
     failures: list[KernelTraceError] = []
 
@@ -202,6 +208,7 @@ def test_wherever_the_descriptors_run_out_it_is_said_and_all_is_undone() -> None
     assert {type(error) for error in failures} == {LoadError, AttachError}
 
 
+@NEEDS_REQUESTS
 def test_a_hook_that_refuses_leaves_no_program_attached(monkeypatch: pytest.MonkeyPatch) -> None:
     attach = lib.attach
     steps: list[set[int]] = []
@@ -231,6 +238,7 @@ def test_a_compiled_part_of_another_version_is_refused(monkeypatch: pytest.Monke
 # ---- stopping under way --------------------------------------------------------------------------
 
 
+@NEEDS_REQUESTS
 def test_a_request_that_is_open_when_tracing_stops_keeps_what_it_counted() -> None:
     async def main() -> KernelStats:
         with tracing() as tracer:
@@ -258,6 +266,7 @@ def test_a_request_that_is_open_when_tracing_stops_keeps_what_it_counted() -> No
     assert stats.wall_ns >= 6 * NS_PER_MS
 
 
+@NEEDS_REQUESTS
 def test_a_request_opened_before_a_restart_does_not_disturb_the_ones_after() -> None:
     async def main() -> tuple[KernelStats, KernelStats]:
         with tracing() as first:
@@ -283,6 +292,7 @@ def test_a_request_opened_before_a_restart_does_not_disturb_the_ones_after() -> 
     assert calls_of(new)["getppid"] == 5
 
 
+@NEEDS_REQUESTS
 def test_stopping_gives_the_machine_its_system_calls_back() -> None:
     with tracing():
         loaded = held()

@@ -26,7 +26,7 @@ from traced import (
     tracing,
 )
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.needs("thread_registration", "task_storage")]
 
 BLOCKER_NS = 200 * NS_PER_MS
 

@@ -17,6 +17,8 @@ from kerneltrace_core.requests.engine import pop, push
 
 CALLS = 20
 
+pytestmark = pytest.mark.needs("thread_registration", "task_storage")
+
 
 @pytest.fixture
 def tracer() -> Iterator[RequestTracer]:

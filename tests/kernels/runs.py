@@ -53,6 +53,12 @@ def selection_of(run: str, select: str) -> str:
     return select if run == ROOT_RUN else f"({select}) and unprivileged"
 
 
+def pytest_arguments(more: list[str]) -> list[str]:
+    """Return pytest's arguments: the whole tier, unless modules of it are named."""
+    named = any(argument.startswith("tests/") for argument in more)
+    return more if named else ["tests/kernel", *more]
+
+
 def closed_folders(path: Path) -> list[Path]:
     """Return the folders on the way to a path that not everybody may enter, outermost first."""
     return [
@@ -101,6 +107,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--select", default="kernel", metavar="MARKS")
     options = parser.parse_args(sys.argv[1:split])
+    more = sys.argv[split + 1 :]
     options.results.mkdir(parents=True, exist_ok=True)
     # The one that writes there may be uid 65534.
     options.results.chmod(0o1777)
@@ -115,9 +122,9 @@ def main() -> int:
             Path(home).chmod(0o1777)
             command = [*prefix_of(run), sys.executable, "-m", "pytest", "-q"]
             command += ["-p", "no:cacheprovider", "-m", selection_of(run, options.select)]
-            command += [f"--junitxml={options.results / run}.xml", "tests/kernel"]
+            command += [f"--junitxml={options.results / run}.xml", *pytest_arguments(more)]
             done = subprocess.run(
-                [*command, *sys.argv[split + 1 :]],
+                command,
                 env={**os.environ, "HOME": home, "PYTHONDONTWRITEBYTECODE": "1"},
                 check=False,
             )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from report import Notes, feature_cell, module_cell, never_ran, render, render_text, shortcomings
 from results import Case, Kernel, Results, parse_junit, read_results
-from runs import prefix_of, selection_of
+from runs import prefix_of, pytest_arguments, selection_of
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "kernels.md"
@@ -126,13 +126,18 @@ def test_a_run_has_the_privileges_that_its_name_says() -> None:
     assert selection_of("nobody-2", "kernel and smoke") == "(kernel and smoke) and unprivileged"
 
 
+def test_the_whole_tier_runs_unless_modules_are_named() -> None:
+    assert pytest_arguments(["-x"]) == ["tests/kernel", "-x"]
+    assert pytest_arguments(["tests/kernel/test_a.py"]) == ["tests/kernel/test_a.py"]
+
+
 def features_in(tree: ast.AST) -> set[str]:
     """Return the features that a module names: require("..."), feature("...")."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             name = getattr(node.func, "attr", getattr(node.func, "id", ""))
-            if name in ("require", "feature"):
+            if name in ("require", "feature", "needs"):
                 found |= {
                     each.value
                     for each in node.args

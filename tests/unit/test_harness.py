@@ -30,7 +30,7 @@ def run_tier(pytester: pytest.Pytester) -> RunTier:
     """Return a function that runs a module of a tier under this project's rules."""
     plugins = [f"-pharness.{name}" for name in ("recorded", "tiers", "deadlines", "leaks")]
     pytester.makeini(
-        "[pytest]\nmarkers =\n unit\n kernel\n integration\n deadline\n feature\n"
+        "[pytest]\nmarkers =\n unit\n kernel\n integration\n deadline\n feature\n needs\n"
         "addopts = --strict-markers\n"
     )
 
@@ -113,6 +113,20 @@ def test_the_interpreter_can_be_asked_for(run_tier: RunTier) -> None:
         "kernel",
         "def test_a(require): require('python:3.10')\n"
         "def test_b(require): require('python:3.99')\n",
+    )
+
+    result.assert_outcomes(passed=1, skipped=1)
+
+
+def test_a_marker_asks_before_the_fixtures_are_made(run_tier: RunTier) -> None:
+    result = run_tier(
+        "kernel",
+        "@pytest.fixture(scope='module')\n"
+        "def broken(): raise OSError\n"
+        "@pytest.mark.needs('python:3.10', 'python:3.99')\n"
+        "def test_a(broken): pass\n"
+        "@pytest.mark.needs('python:3.10')\n"
+        "def test_b(): pass\n",
     )
 
     result.assert_outcomes(passed=1, skipped=1)

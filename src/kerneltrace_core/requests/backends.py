@@ -6,12 +6,15 @@ import errno
 import logging
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from kerneltrace_core.errors import KernelTraceError, LoadError, PrivilegeError, UnsupportedError
 from kerneltrace_core.requests.greenlets import greenlet_library
 from kerneltrace_core.requests.measures import Measures
 from kerneltrace_core.requests.options import TracerOptions
+
+if TYPE_CHECKING:
+    from kerneltrace_core.kernel.support import Support
 
 __all__ = ["Backend", "open_backend"]
 
@@ -111,6 +114,17 @@ REMEDIES = {
 BROKEN_OBJECT = range(4000, 4006)  # libbpf could not even read it
 
 
+def what_the_kernel_lacks() -> Support:
+    """Ask for what the request programs cannot do without, the newest of it first."""
+    from kerneltrace_core.kernel.features import FeatureProbes
+    from kerneltrace_core.kernel.privileges import read_privileges
+    from kerneltrace_core.kernel.support import Support
+
+    probes = FeatureProbes(read_privileges())
+    answers = (probes.thread_registration(), probes.task_storage())
+    return next((each for each in answers if each.verdict.value == "no"), Support.yes())
+
+
 def describe(error: Exception) -> str:
     """Say a failure in one line with the fix, if it is known."""
     text = str(error).splitlines()[0]
@@ -120,6 +134,10 @@ def describe(error: Exception) -> str:
     if not isinstance(error, PrivilegeError) and number in REMEDIES:
         return f"{text} ({REMEDIES[number]})"
     if isinstance(error, LoadError):
+        lacking = what_the_kernel_lacks()
+        if not lacking.works:
+            remedy = f" ({lacking.remedy})" if lacking.remedy else ""
+            return f"{text.partition(':')[0]}: {lacking.reason}{remedy}"
         # The verifier ends with its statistics; the line before says what it did not accept.
         for before, line in pairwise(error.log):
             if line.startswith("processed "):
