@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -19,10 +18,10 @@ from kerneltrace_core.session.filters import FilterControl
 from kerneltrace_core.session.kernel_probes import BtfTracepoint
 from kerneltrace_core.session.links import Link
 from kerneltrace_core.session.loading import Planned, load
+from kerneltrace_core.session.parts import Parts
 from kerneltrace_core.session.prepare import prepare
 from kerneltrace_core.session.rings import RINGBUF, Rings
 from kerneltrace_core.session.source import find_btf, read_object
-from kerneltrace_core.session.stats import SessionStats, read_stats
 from kerneltrace_core.session.variables import MappedSections, Variables, preset
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from kerneltrace_core.session.options import SessionOptions
     from kerneltrace_core.session.probe import Probe
 
-__all__ = ["Parts", "assemble"]
+__all__ = ["assemble"]
 
 # The programs of kt_filter.h, which only a filter that follows forks needs.
 FOLLOWERS = (
@@ -39,73 +38,10 @@ FOLLOWERS = (
 )
 
 
-class Parts:
-    """Everything that an open session owns. ``close`` and ``abandon`` may be repeated."""
-
-    def __init__(
-        self,
-        layout: ObjectLayout,
-        opened: BpfObject,
-        maps: Maps,
-        variables: Variables,
-        streams: Rings,
-        control: FilterControl | None,
-    ) -> None:
-        self.layout = layout
-        self.object = opened
-        self.maps = maps
-        self.variables = variables
-        self.streams = streams
-        self.links: list[Link] = []
-        self._control = control
-        self._lock = threading.Lock()
-
-    def filter(self) -> FilterControl:
-        """Return what changes the filter. Raises OptionError where the object has none."""
-        if self._control is None:
-            raise OptionError(
-                f"filter object {self.object.name}: it was built without filters "
-                "(include <kerneltrace/kt_filter.h> and ask kt_wanted() in its programs)"
-            )
-        return self._control
-
-    def attach(self, probe: Probe) -> Link:
-        """Attach one more probe."""
-        link = Link(self.object, choose_program(self.object, probe), probe)
-        link.attach()
-        with self._lock:
-            self.links.append(link)
-        return link
-
-    def stats(self) -> SessionStats:
-        """Return the counts of this moment."""
-        return read_stats(self.layout, self.maps, self.streams)
-
-    def close(self) -> None:
-        """Detach first, so that nothing more comes; then end the readers, then free."""
-        with ExitStack() as end:
-            end.callback(self.object.close)
-            end.callback(self.variables.close)
-            end.callback(self.maps.close)
-            end.callback(self.streams.close)
-            for link in self.links:
-                end.callback(link.close)
-
-    def abandon(self) -> None:
-        """In a forked child: give up this process's copies; the parent's session goes on."""
-        with ExitStack() as end:
-            end.callback(self.object.abandon)
-            end.callback(self.variables.close)
-            end.callback(self.maps.abandon)
-            end.callback(self.streams.abandon)
-            for link in self.links:
-                end.callback(link.abandon)
-
-
 def assemble(name: str, options: SessionOptions) -> Parts:
     """Load, configure, and attach; blocks for tens of milliseconds. Whatever fails undoes all."""
     source, data = read_object(options.object)
-    layout = ObjectLayout.from_elf(data)
+    layout = ObjectLayout.from_elf(data, source)
     btf = None if options.btf is None else find_btf(options.btf)
     refusals: list[tuple[str, Probe, KernelTraceError]] = []
 

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from kerneltrace_core.errors import ClosedError
 from kerneltrace_core.session.options import SessionOptions
@@ -19,9 +19,9 @@ from kerneltrace_core.session.options import SessionOptions
 if TYPE_CHECKING:
     from kerneltrace_core.btf.layout import ObjectLayout
     from kerneltrace_core.maps.maps import Maps
-    from kerneltrace_core.session.assembly import Parts
     from kerneltrace_core.session.filters import FilterControl
     from kerneltrace_core.session.links import Link
+    from kerneltrace_core.session.parts import Parts
     from kerneltrace_core.session.probes import Probe
     from kerneltrace_core.session.stats import SessionStats
     from kerneltrace_core.session.streams import BatchStream, EventStream, RawStream
@@ -71,16 +71,19 @@ class Session:
 
     def open(self: Self) -> Self:
         """Load and attach; blocks for tens of milliseconds. A second call raises ClosedError."""
-        # Not at the top: this loads libbpf, and a blueprint needs none.
-        from kerneltrace_core.session.assembly import assemble
-
         with self._lock:
             if self._parts is not None or self._pid:
                 raise ClosedError(f"open session {self.name}: it has been opened before")
-            self._parts = assemble(self.name, self.options)
+            self._parts = self._assemble()
             self._pid = os.getpid()
             _remember(self)
         return self
+
+    def _assemble(self) -> Parts:
+        # Not at the top: this loads libbpf, and a blueprint needs none.
+        from kerneltrace_core.session.assembly import assemble
+
+        return assemble(self.name, self.options)
 
     def close(self) -> None:
         """Detach, wake every reader, and free; may be repeated, from any thread.
@@ -173,6 +176,11 @@ class Session:
         return self._open("use variables").variables
 
     @property
+    def rings(self) -> tuple[str, ...]:
+        """The names of the maps that records are read from, by ``ring=`` of the streams."""
+        return tuple(self._open("list rings").streams)
+
+    @property
     def filter(self) -> FilterControl:
         """Whom the programs trace; raises OptionError if the object was built without filters."""
         return self._open("use filter").filter()
@@ -194,7 +202,11 @@ class Session:
 
     # ---- streams ----------------------------------------------------------------------
 
-    def events(self, kind: type[T] | str, **how: Any) -> EventStream[T]:
+    @overload
+    def events(self, kind: type[T], **how: Any) -> EventStream[T]: ...
+    @overload
+    def events(self, kind: str, **how: Any) -> EventStream[Any]: ...
+    def events(self, kind: type[Any] | str, **how: Any) -> EventStream[Any]:
         """Iterate over the events of one type, by ``for`` or ``async for``.
 
         ``kind``: a class declared with ``kernel_event``, or the name of a C struct of the object.
@@ -210,7 +222,7 @@ class Session:
         """Iterate over the records of a ring as bytes, whatever they are."""
         return self._open("read records").streams.raw(**how)
 
-    def batches(self, kind: type[T] | str, **how: Any) -> BatchStream[T]:
+    def batches(self, kind: type[Any] | str, **how: Any) -> BatchStream[Any]:
         """Iterate over whole batches of events of one type, as columns; for throughput."""
         return self._open("read batches").streams.batches(kind, **how)
 

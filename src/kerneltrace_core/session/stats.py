@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kerneltrace_core.session.loss import ProgramCounters, read_counters
+from kerneltrace_core.session.loss import ProgramCounters, read_counters, undrained
 from kerneltrace_core.session.ring_counts import RingCounts
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class SessionStats:
     space, discarded, and left out by the filter. ``rings``: what became of the records of each
     ring once they were drained, and how long that took. Nothing is lost without being counted:
     seen = submitted + lost + discarded in the kernel, and what was submitted is either still in
-    the ring or among a ring's ``records``.
+    the ring (``undrained``) or among a ring's ``records``.
     """
 
     programs: Mapping[str, ProgramCounters]
@@ -38,9 +38,14 @@ class SessionStats:
         return kernel + sum(each.lost + each.dropped for each in self.rings.values())
 
 
+    @property
+    def undrained(self) -> int:
+        """Records that wait in the rings, if every program that writes there counts."""
+        return undrained(self.programs, self.rings)
+
+
 def read_stats(layout: ObjectLayout, maps: Maps, rings: Rings) -> SessionStats:
     """Read all counts. A few system calls; what happens meanwhile may be in some of them."""
-    return SessionStats(
-        programs=read_counters(layout, maps),
-        rings={name: hub.stats() for name, hub in rings.items()},
-    )
+    # Rings first: a record is counted before it can be drained.
+    drained = {name: hub.stats() for name, hub in rings.items()}
+    return SessionStats(programs=read_counters(layout, maps), rings=drained)

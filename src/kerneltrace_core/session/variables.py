@@ -5,14 +5,16 @@ from __future__ import annotations
 import difflib
 import mmap
 from collections.abc import Iterator, Mapping, MutableMapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from kerneltrace_core.bpf.object import BpfObject
 from kerneltrace_core.btf.layout import VariableLayout
 from kerneltrace_core.errors import ClosedError, OptionError
 from kerneltrace_core.maps.codec import Codec
 
-__all__ = ["MappedSections", "Memory", "Sections", "Variables", "preset"]
+if TYPE_CHECKING:
+    from kerneltrace_core.bpf.object import BpfObject
+
+__all__ = ["MappedSections", "Memory", "Sections", "Variables", "encode_variable", "preset"]
 
 
 class Memory(Protocol):
@@ -56,10 +58,17 @@ def _encode(layout: VariableLayout, value: Any) -> bytes:
     return encoded
 
 
+def encode_variable(
+    layouts: Mapping[str, VariableLayout], name: str, value: Any
+) -> tuple[VariableLayout, bytes]:
+    """Return where a variable is, and a value's bytes. Raises OptionError."""
+    layout = _known(layouts, name)
+    return layout, _encode(layout, value)
+
+
 def preset(opened: BpfObject, layouts: Mapping[str, VariableLayout], name: str, value: Any) -> None:
     """Give a variable its value in an object that is not loaded yet. Raises OptionError."""
-    layout = _known(layouts, name)
-    encoded = _encode(layout, value)
+    layout, encoded = encode_variable(layouts, name, value)
     memory = opened.initial_data(layout.section)
     memory[layout.offset : layout.offset + layout.size] = encoded
 

@@ -1,0 +1,88 @@
+"""Everything that an open session owns, and the order of its end."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from kerneltrace_core.errors import OptionError
+from kerneltrace_core.session.stats import SessionStats, read_stats
+
+if TYPE_CHECKING:
+    from kerneltrace_core.bpf.object import BpfObject
+    from kerneltrace_core.btf.layout import ObjectLayout
+    from kerneltrace_core.maps.maps import Maps
+    from kerneltrace_core.session.filters import FilterControl
+    from kerneltrace_core.session.links import Link
+    from kerneltrace_core.session.probe import Probe
+    from kerneltrace_core.session.rings import Rings
+    from kerneltrace_core.session.variables import Variables
+
+__all__ = ["Parts"]
+
+
+class Parts:
+    """Everything that an open session owns. ``close`` and ``abandon`` may be repeated."""
+
+    def __init__(
+        self,
+        layout: ObjectLayout,
+        opened: BpfObject,
+        maps: Maps,
+        variables: Variables,
+        streams: Rings,
+        control: FilterControl | None,
+    ) -> None:
+        self.layout = layout
+        self.object = opened
+        self.maps = maps
+        self.variables = variables
+        self.streams = streams
+        self.links: list[Link] = []
+        self._control = control
+        self._lock = threading.Lock()
+
+    def filter(self) -> FilterControl:
+        """Return what changes the filter. Raises OptionError where the object has none."""
+        if self._control is None:
+            raise OptionError(
+                f"filter object {self.object.name}: it was built without filters "
+                "(include <kerneltrace/kt_filter.h> and ask kt_wanted() in its programs)"
+            )
+        return self._control
+
+    def attach(self, probe: Probe) -> Link:
+        """Attach one more probe."""
+        from kerneltrace_core.session.choosing import choose_program
+        from kerneltrace_core.session.links import Link
+
+        link = Link(self.object, choose_program(self.object, probe), probe)
+        link.attach()
+        with self._lock:
+            self.links.append(link)
+        return link
+
+    def stats(self) -> SessionStats:
+        """Return the counts of this moment."""
+        return read_stats(self.layout, self.maps, self.streams)
+
+    def close(self) -> None:
+        """Detach first, so that nothing more comes; then end the readers, then free."""
+        with ExitStack() as end:
+            end.callback(self.object.close)
+            end.callback(self.variables.close)
+            end.callback(self.maps.close)
+            end.callback(self.streams.close)
+            for link in self.links:
+                end.callback(link.close)
+
+    def abandon(self) -> None:
+        """In a forked child: give up this process's copies; the parent's session goes on."""
+        with ExitStack() as end:
+            end.callback(self.object.abandon)
+            end.callback(self.variables.close)
+            end.callback(self.maps.abandon)
+            end.callback(self.streams.abandon)
+            for link in self.links:
+                end.callback(link.abandon)
