@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from kerneltrace_core.bpf.object import builtin_object
 from kerneltrace_core.errors import LoadError, OptionError
 
 __all__ = ["find_btf", "read_object"]
@@ -19,6 +18,9 @@ def read_object(source: str | Path | bytes) -> tuple[str, bytes]:
     if isinstance(source, bytes):
         return "object", source
     if isinstance(source, str) and "/" not in source and "." not in source:
+        # Not at the top: it loads libbpf, which a session in a test does without.
+        from kerneltrace_core.bpf.object import builtin_object
+
         return source, builtin_object(source)
     path = Path(source)
     try:

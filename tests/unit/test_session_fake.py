@@ -1,0 +1,354 @@
+"""A session without a kernel: what users test their own code with, and what we test ours with."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.bpf_source import compile_bpf
+from kerneltrace_core import (
+    AttachError,
+    BtfTracepoint,
+    ClosedError,
+    EventLayoutError,
+    Filter,
+    FormatError,
+    KernelEvent,
+    LoadError,
+    MapKeyError,
+    OptionError,
+    Session,
+    kernel_event,
+    s64,
+    u32,
+)
+from kerneltrace_core.testing import FakeSession, capture_events, record, replay
+
+PAGE = Path(__file__).parents[2] / "docs" / "session.md"
+
+
+@pytest.fixture(scope="session")
+def data() -> bytes:
+    """Return the object of the page that introduces sessions."""
+    found = re.search(r"```c file=opens.bpf.c\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert found
+    return compile_bpf(found[1])
+
+
+@pytest.fixture
+def session(data: bytes) -> Iterator[FakeSession]:
+    with FakeSession(data, name="opens") as opened:
+        yield opened
+
+
+def test_an_emitted_event_arrives_with_its_fields_and_its_header(session: FakeSession) -> None:
+    with session.events("open_event", timeout=5) as events:
+        session.emit("open_event", result=-2, duration_ns=1500, comm="cat")
+        event = next(iter(events))
+
+    assert (event.result, event.duration_ns, event.comm) == (-2, 1500, "cat")
+    assert (event.header.type, event.header.size, event.header.cpu) == (1, 56, 0)
+    assert event.header.time_ns > 0
+
+
+def test_an_event_loop_reads_the_same(session: FakeSession) -> None:
+    async def read() -> list[int]:
+        found = []
+        async with session.events("open_event", timeout=5) as events:
+            for number in range(3):
+                session.emit("open_event", result=number)
+            async for event in events:
+                found.append(event.result)
+                if len(found) == 3:
+                    break
+        return found
+
+    assert asyncio.run(read()) == [0, 1, 2]
+
+
+def test_every_stream_gets_every_event(session: FakeSession) -> None:
+    with session.events("open_event", timeout=0) as one, session.raw(timeout=0) as two:
+        session.emit("open_event", result=7)
+        session.emit_bytes(b"\x09\x00 of no type that the object has")
+
+        assert [event.result for event in one] == [7]
+        assert len(list(two)) == 2
+    assert session.stats().rings["events"].unknown == 1
+
+
+def test_batches_are_columns(session: FakeSession) -> None:
+    with session.batches("open_event", timeout=0) as batches:
+        for number in range(100):
+            session.emit("open_event", result=number)
+        columns = next(iter(batches))
+
+    assert len(columns) == 100
+    assert list(columns["result"]) == list(range(100))
+
+
+def test_a_callback_ends_the_stream_with_false(session: FakeSession) -> None:
+    found: list[int] = []
+
+    def take(event: Any) -> bool:
+        found.append(event.result)
+        return len(found) < 2
+
+    with session.events("open_event", timeout=0):
+        for number in range(5):
+            session.emit("open_event", result=number)
+        calls = session.process(take, "open_event", timeout=0)
+
+    assert (calls, found) == (2, [0, 1])
+
+
+def test_an_asynchronous_callback_is_awaited(session: FakeSession) -> None:
+    found: list[int] = []
+
+    async def take(event: Any) -> None:
+        await asyncio.sleep(0)
+        found.append(event.result)
+
+    async def main() -> int:
+        session.emit("open_event", result=4)
+        return await session.aprocess(take, "open_event", timeout=0.05)
+
+    assert (asyncio.run(main()), found) == (1, [4])
+
+
+def test_variables_are_typed_and_those_of_rodata_are_frozen(data: bytes) -> None:
+    with FakeSession(data, variables={"slower_than_ns": 12}) as session:
+        session.variables["opens"] = 3
+
+        assert dict(session.variables) == {"slower_than_ns": 12, "opens": 3}
+        with pytest.raises(OptionError, match=r"set variable slower_than_ns: it is in \.rodata"):
+            session.variables["slower_than_ns"] = 13
+        with pytest.raises(OptionError, match="did you mean opens"):
+            session.variables["open"]
+        with pytest.raises(OptionError, match="set variable opens"):
+            session.variables["opens"] = -1
+        with pytest.raises(OptionError, match="belong to the object"):
+            del session.variables["opens"]
+
+
+def test_maps_hold_what_is_put_into_them(session: FakeSession) -> None:
+    session.maps["begun"][4] = 5
+
+    assert dict(session.maps["begun"]) == {4: 5}
+    with pytest.raises(MapKeyError, match="did you mean begun"):
+        session.maps["begon"]
+
+
+def test_a_filter_is_checked_against_the_object(session: FakeSession) -> None:
+    session.filter.set(Filter(pids=[7, 9]))
+
+    assert session.filter.processes == {7, 9}
+    with pytest.raises(OptionError, match="opened without it"):
+        session.filter.set(Filter(pids=[7], follow_forks=True))
+
+
+def test_probes_are_attached_and_detached_in_name(data: bytes) -> None:
+    with FakeSession(data, [BtfTracepoint("sys_enter", program="on_enter")]) as session:
+        [link] = session.links
+        states = [link.attached]
+        link.detach()
+        states.append(link.attached)
+        assert states == [True, False]
+        with pytest.raises(AttachError, match="no program on_leave"):
+            session.attach(BtfTracepoint("sys_exit", program="on_leave"))
+
+
+def test_what_cannot_be_emitted_says_why(session: FakeSession) -> None:
+    with pytest.raises(OptionError, match="no such struct"):
+        session.emit("close_event")
+    with pytest.raises(OptionError, match=r"no field colour \(it has header, result"):
+        session.emit("open_event", colour=1)
+    with pytest.raises(OptionError, match="emit to ring other: the object has events"):
+        session.emit_bytes(b"", ring="other")
+
+    def fill() -> None:
+        for _ in range(10_000):
+            session.emit("open_event")
+
+    with pytest.raises(OptionError, match="it is full"):
+        fill()
+
+
+def test_nothing_can_be_used_before_opening_or_after_closing(data: bytes) -> None:
+    session = FakeSession(data, name="mine")
+    uses: list[Callable[[], Any]] = [
+        lambda: session.events("open_event"),
+        lambda: session.raw(),
+        lambda: session.maps,
+        lambda: session.variables,
+        lambda: session.links,
+        lambda: session.stats(),
+        lambda: session.filter,
+        lambda: session.rings,
+        lambda: session.attach(BtfTracepoint("sys_exit")),
+        lambda: session.program_info(),
+    ]
+
+    for use in uses:
+        with pytest.raises(ClosedError, match="session mine: it has not been opened"):
+            use()
+    with session:
+        variables, found, stream = session.variables, session.maps["begun"], session.raw()
+    for use in uses:
+        with pytest.raises(ClosedError, match="session mine: it is closed"):
+            use()
+    with pytest.raises(ClosedError):
+        variables["opens"]
+    with pytest.raises(ClosedError):
+        found[1]
+    assert list(stream) == []
+    with pytest.raises(ClosedError, match="opened before"):
+        session.open()
+    session.close()
+    assert session.closed
+
+
+def test_an_unclosed_session_warns_and_is_closed(data: bytes) -> None:
+    session = FakeSession(data, name="forgotten").open()
+
+    with pytest.warns(ResourceWarning, match="unclosed <Session forgotten open>"):
+        del session
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"pumb": "thread"}, r"Session option pumb: there is no such option \(did you mean pump\?"),
+        ({"pump": "both"}, r"Session option pump: 'both' is not one of 'inline', 'thread'"),
+        ({"queue_size": 0}, "Session option queue_size: 0 is not a number of records"),
+        ({"queue_size": True}, "Session option queue_size: True is not"),
+        ({"overflow": "drop"}, "is not one of 'drop_oldest', 'drop_newest', 'block'"),
+        ({"probes": ["sys_enter"]}, r"Session option probes: \['sys_enter'\] is not a list of"),
+        ({"probes": "all"}, "Session option probes: 'all' is not"),
+        ({"filter": 1}, "Session option filter: 1 is not a Filter"),
+        ({"map_sizes": {"events": 0}}, "Session option map_sizes"),
+        ({"variables": 3}, "Session option variables: 3 is not a mapping"),
+        ({"spin_us": -1}, "Session option spin_us: -1 is not microseconds"),
+        ({"name": ""}, "Session option name: '' is not a name"),
+    ],
+)
+def test_a_wrong_option_is_refused_before_anything_is_opened(
+    options: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(OptionError, match=told):
+        Session("x.bpf.o", **options)
+
+
+@pytest.mark.parametrize("source", [None, 3, b"", ""])
+def test_a_source_is_a_path_bytes_or_a_name(source: Any) -> None:
+    with pytest.raises(OptionError, match="Session option object"):
+        Session(source)
+
+
+def test_options_are_frozen(data: bytes) -> None:
+    session = FakeSession(data, variables={"opens": 1})
+
+    with pytest.raises(AttributeError):
+        session.options.pump = "thread"  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        session.options.variables["opens"] = 2  # type: ignore[index]
+    assert session.options.pump == "inline"
+
+
+def test_an_object_that_is_not_there_or_is_none_says_so(tmp_path: Path) -> None:
+    with pytest.raises(LoadError, match=r"read BPF object .*missing.bpf.o: No such file"):
+        FakeSession(tmp_path / "missing.bpf.o").open()
+    with pytest.raises(FormatError):
+        FakeSession(b"no ELF").open()
+
+
+def test_a_declared_class_that_does_not_fit_is_refused_with_a_table(session: FakeSession) -> None:
+    @kernel_event("open_event", partial=True)
+    class Wrong(KernelEvent):
+        result: u32
+
+    @kernel_event("open_event", partial=True)
+    class Right(KernelEvent):
+        result: s64
+
+    with pytest.raises(EventLayoutError, match="result"):
+        session.events(Wrong)
+    with session.events(Right, timeout=0) as events:
+        session.emit("open_event", result=-5)
+        assert [event.result for event in events] == [-5]
+
+
+@pytest.mark.parametrize("timeout", [-1, "1", True])
+def test_a_timeout_is_seconds(session: FakeSession, timeout: Any) -> None:
+    with pytest.raises(OptionError, match="timeout"):
+        session.events("open_event", timeout=timeout)
+
+
+def test_captured_events_are_those_of_the_block(session: FakeSession) -> None:
+    with capture_events(session, "open_event", settle=0.01) as events:
+        for number in range(3):
+            session.emit("open_event", result=number)
+
+    assert [event.result for event in events] == [0, 1, 2]
+
+
+def test_a_replay_gives_what_was_recorded(session: FakeSession, tmp_path: Path) -> None:
+    path = tmp_path / "opens.recording"
+    with record(session, path):
+        for number in range(2000):
+            session.emit("open_event", result=number, comm="rec")
+
+    with replay(path) as again:
+        assert again.rings == ("events",)
+        found = list(again.events("open_event"))
+
+    assert [event.result for event in found] == list(range(2000))
+    assert {event.comm for event in found} == {"rec"}
+
+
+def test_a_damaged_recording_is_refused(session: FakeSession, tmp_path: Path) -> None:
+    path = tmp_path / "opens.recording"
+    with record(session, path):
+        session.emit("open_event")
+    whole = path.read_bytes()
+
+    (tmp_path / "none").write_bytes(b"something else")
+    with pytest.raises(FormatError, match="it is none"):
+        replay(tmp_path / "none")
+    for end in (len(whole) - 1, len(whole) - 60, 40, 30):
+        path.write_bytes(whole[:end])
+        with pytest.raises(FormatError, match="it is damaged"):
+            replay(path)
+
+
+def test_neither_fakes_nor_replays_need_the_compiled_part(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "object").write_bytes(data)
+    script = f"""
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith("kerneltrace_core._native._"):
+            raise ImportError("not built here")
+
+sys.meta_path.insert(0, Blocked())
+from kerneltrace_core.testing import FakeSession
+with FakeSession({str(tmp_path / "object")!r}) as session:
+    with session.events("open_event", timeout=0) as events:
+        session.emit("open_event", result=3)
+        assert [event.result for event in events] == [3]
+    session.maps["begun"][1] = 2
+    assert session.variables["opens"] == 0
+"""
+
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60
+    )
+
+    assert done.returncode == 0, done.stderr
