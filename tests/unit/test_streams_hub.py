@@ -263,6 +263,7 @@ def test_each_record_is_counted_as_one_thing(ring: FakeRing) -> None:
     ring.submit(a(1), a(2), third, struct.pack("=HHI", UNKNOWN, 8, 0), a(3)[:12], b"", a(4), a(5))
     ring.discard()
 
+    hub.pull()
     delivered = all_numbers(consumer, 3)
     counts, mine = hub.stats(), consumer.settle()
     hub.close()
@@ -561,3 +562,15 @@ def test_a_timeout_of_zero_empties_a_ring_smaller_than_a_chunk() -> None:
 
     assert numbers(consumer.next_batch(0)) == [1, 2]
     hub.close()
+
+
+def test_the_only_reader_takes_no_more_at_once_than_its_queue_holds(
+    inline: Hub, ring: FakeRing
+) -> None:
+    consumer = inline.subscribe(SELECT_A, capacity=3)
+    ring.submit(*(a(number) for number in range(8)))
+
+    batches = [numbers(consumer.next_batch(0)) for _ in range(3)]
+
+    assert batches == [[0, 1, 2], [3, 4, 5], [6, 7]]
+    assert (inline.stats().delivered, inline.stats().dropped) == (8, 0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno as errno_names
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from kerneltrace_core._native.lib import ffi, lib
 from kerneltrace_core.errors import PrivilegeError, RingError
@@ -25,17 +25,6 @@ RINGBUF = 27  # enum bpf_map_type of linux/bpf.h
 PERF_EVENT_ARRAY = 4
 
 
-class Taken(NamedTuple):
-    """What one call took out of a buffer; see struct kt_drained."""
-
-    size_bytes: int
-    records: int
-    discarded: int
-    lost: int
-    needed_bytes: int
-    more: bool
-
-
 def _refused(act: str, code: int) -> NoReturn:
     if code == errno_names.EBADMSG:
         raise RingError(f"{act}: it holds what no kernel writes", errno=code)
@@ -44,21 +33,8 @@ def _refused(act: str, code: int) -> NoReturn:
     raise error(f"{act}: {reason}", errno=code)
 
 
-def _taken(act: str, code: int, result: Result) -> Taken:
-    if code < 0:
-        _refused(act, -code)
-    return Taken(
-        result.bytes,
-        result.records,
-        result.discarded,
-        result.lost,
-        result.needed,
-        bool(result.more),
-    )
-
-
 def new_result() -> Result:
-    """Return the struct that a reader's calls report in."""
+    """Return the struct in which drains say what they took; see struct kt_drained."""
     return ffi.new("struct kt_drained *")
 
 
@@ -135,18 +111,20 @@ def unmap_ring(ring: Ring, name: str) -> None:
 
 def drain_ring(
     ring: Ring, scratch: Scratch, limit_bytes: int, limit_records: int, result: Result, name: str
-) -> Taken:
+) -> None:
     """Take records as frames into a scratch of at least limit_bytes."""
     code = lib.kt_ring_drain(ring, scratch, limit_bytes, limit_records, result)
-    return _taken(f"drain ring {name}", code, result)
+    if code < 0:
+        _refused(f"drain ring {name}", -code)
 
 
 def drain_ring_strided(
     ring: Ring, wanted: Wanted, out: Scratch, limit_records: int, result: Result, name: str
-) -> Taken:
+) -> None:
     """Take records of one type, without headers, into out: limit_records times their size."""
     code = lib.kt_ring_drain_strided(ring, wanted[0], out, limit_records, result)
-    return _taken(f"drain ring {name}", code, result)
+    if code < 0:
+        _refused(f"drain ring {name}", -code)
 
 
 def pending_in_ring(ring: Ring) -> int:
@@ -202,10 +180,11 @@ def drain_perf(
     limit_records: int,
     result: Result,
     name: str,
-) -> Taken:
+) -> None:
     """Take samples as frames into a scratch of at least limit_bytes."""
     code = lib.kt_perf_ring_drain(perf, scratch, limit_bytes, limit_records, result)
-    return _taken(f"drain perf buffer {name}", code, result)
+    if code < 0:
+        _refused(f"drain perf buffer {name}", -code)
 
 
 def pending_in_perf(perf: Perf) -> int:

@@ -115,23 +115,24 @@ class PerfReader:
         more = False
         with self._open("drain"):
             self._next += 1
+            taken = self._result
             for turn in range(len(self._parts)):
                 cpu, part = self._parts[(self._next + turn) % len(self._parts)]
-                taken = rings.drain_perf(
+                rings.drain_perf(
                     part,
                     self._scratch,
                     limit_bytes - size,
                     limit_records - records,
-                    self._result,
+                    taken,
                     self.name,
                 )
                 if taken.records:
-                    chunks.append(rings.copy_out(self._scratch, taken.size_bytes))
-                size += taken.size_bytes
+                    chunks.append(rings.copy_out(self._scratch, taken.bytes))
+                size += taken.bytes
                 records += taken.records
                 discarded += taken.discarded
                 lost += taken.lost
-                more = more or taken.more
+                more = more or taken.more > 0
                 self.lost_by_cpu[cpu] += taken.lost
         return Drained(b"".join(chunks), records, discarded, lost, more)
 

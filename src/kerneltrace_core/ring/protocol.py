@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-__all__ = ["CHUNK_BYTES", "NO_LIMIT", "Drained", "Layout", "ReaderProtocol", "Strided"]
+__all__ = ["CHUNK_BYTES", "NOTHING", "NO_LIMIT", "Drained", "Layout", "ReaderProtocol", "Strided"]
 
 # What one drain takes at most: small enough to stay in the CPU's second cache until it is
 # decoded, and to let the others in soon.
@@ -27,6 +27,9 @@ class Drained(NamedTuple):
     discarded: int = 0
     lost: int = 0
     more: bool = False
+
+
+NOTHING = Drained(b"", 0)
 
 
 class Strided(NamedTuple):

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from kerneltrace_core._native import rings
 from kerneltrace_core.errors import RingError
 from kerneltrace_core.ring.owner import Owner
-from kerneltrace_core.ring.protocol import CHUNK_BYTES, NO_LIMIT, Drained, Layout, Strided
+from kerneltrace_core.ring.protocol import CHUNK_BYTES, NO_LIMIT, NOTHING, Drained, Layout, Strided
 
 __all__ = ["RingReader"]
 
@@ -82,22 +82,35 @@ class RingReader:
         discarded. A record that is longer than ``limit_bytes`` is taken alone. Raises RingError
         if the ring holds what no kernel writes; it is then of no more use.
         """
-        with self._open("drain"):
-            taken = self._drain(min(limit_bytes, self._scratch_bytes), limit_records)
-            if taken.needed_bytes:
-                if taken.needed_bytes > self._scratch_bytes:
-                    self._scratch_bytes = taken.needed_bytes
-                    self._scratch = rings.new_scratch(taken.needed_bytes)
-                discarded = taken.discarded
-                taken = self._drain(taken.needed_bytes, limit_records)
-                taken = taken._replace(discarded=taken.discarded + discarded)
-            frames = rings.copy_out(self._scratch, taken.size_bytes) if taken.records else b""
-        return Drained(frames, taken.records, taken.discarded, 0, taken.more)
+        owner = self._owner
+        owner.check("drain")
+        # Spelled out, not by `_open`: this is what passes between an event and who waits for it.
+        with self._lock:
+            owner.check("drain")
+            self._inside = True
+            try:
+                return self._drain(limit_bytes, limit_records)
+            finally:
+                self._inside = False
+                if owner.closed:
+                    self._unmap()
 
-    def _drain(self, limit_bytes: int, limit_records: int) -> rings.Taken:
-        return rings.drain_ring(
-            self._ring, self._scratch, limit_bytes, limit_records, self._result, self.name
-        )
+    def _drain(self, limit_bytes: int, limit_records: int) -> Drained:
+        result = self._result
+        limit_bytes = min(limit_bytes, self._scratch_bytes)
+        rings.drain_ring(self._ring, self._scratch, limit_bytes, limit_records, result, self.name)
+        records, discarded = result.records, result.discarded
+        if not records:
+            if not result.needed:
+                more = result.more > 0
+                return Drained(b"", 0, discarded, 0, more) if discarded or more else NOTHING
+            if result.needed > self._scratch_bytes:
+                self._scratch_bytes = result.needed
+                self._scratch = rings.new_scratch(result.needed)
+            drained = self._drain(result.needed, limit_records)
+            return drained._replace(discarded=discarded + drained.discarded)
+        frames = rings.copy_out(self._scratch, result.bytes)
+        return Drained(frames, records, discarded, 0, result.more > 0)
 
     def drain_strided(self, layout: Layout, limit_records: int) -> Strided:
         """Take records of one type straight into memory of their own, and stop before any other.
@@ -112,11 +125,10 @@ class RingReader:
             limit_records = min(limit_records, most)
             # Not a bytearray: to zero it costs as much as to fill it.
             data = rings.new_scratch(limit_records * layout.size)
-            taken = rings.drain_ring_strided(
-                self._ring, wanted, data, limit_records, self._result, self.name
-            )
-        whole = rings.view(data, taken.records * layout.size)
-        return Strided(whole, taken.records, taken.discarded, taken.more)
+            result = self._result
+            rings.drain_ring_strided(self._ring, wanted, data, limit_records, result, self.name)
+            records, discarded, more = result.records, result.discarded, result.more > 0
+        return Strided(rings.view(data, records * layout.size), records, discarded, more)
 
     def pending_bytes(self) -> int:
         """Return the bytes between the positions, headers and unfinished records included."""

@@ -206,7 +206,8 @@ class _Search:
         consumer, hub = self._consumer, self._consumer.hub
         # First: what came before the end is still delivered.
         ended = hub.ended
-        self.batch = consumer.queue.take()
+        if consumer.queue.records:
+            self.batch = consumer.queue.take()
         if self.batch is not None:
             consumer.counts.delivered += self.batch[2]
             hub.has_space()
@@ -217,7 +218,12 @@ class _Search:
         if consumer.closed or ended:
             hub.raise_failure()
             return None
-        moved = hub.pull(consumer)
+        if hub.alone(consumer):
+            moved, self.batch = hub.take_alone(consumer)
+            if self.batch is not None:
+                return None
+        else:
+            moved = hub.pull(consumer)
         left = self._left()
         if moved:
             # A ring full of other types is gone through once, however short the timeout.
