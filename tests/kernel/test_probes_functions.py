@@ -271,3 +271,10 @@ def test_nobody_without_perfmon_is_told_so() -> None:
 
     assert told.startswith('load program on_kprobe (SEC("kprobe")) of object functions: ')
     assert "CAP_PERFMON missing (give it CAP_PERFMON)" in told
+
+
+def test_nobody_without_capabilities_is_told_which_the_whole_object_needs() -> None:
+    told = as_nobody(lambda: str(loading_error("on_kprobe")), capabilities=())
+
+    assert told.startswith("load object functions: EPERM: ")
+    assert "CAP_BPF, CAP_PERFMON missing (give it CAP_BPF, CAP_PERFMON)" in told

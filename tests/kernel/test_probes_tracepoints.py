@@ -132,7 +132,7 @@ def test_an_optional_probe_that_fails_is_logged_once_and_kept_as_the_links_error
         assert not link.attached
         assert isinstance(link.error, AttachError)
         assert [record.message for record in caplog.records] == [
-            f"optional probe is left out: {link.error}"
+            f"optional probe {spec} is left out: {link.error}"
         ]
 
 

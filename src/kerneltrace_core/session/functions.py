@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from pathlib import Path
 
 from kerneltrace_core._native import attach as native
@@ -28,6 +27,7 @@ from kerneltrace_core.session.refusals import (
     explained,
     missing_option,
     perf_privilege,
+    plain_cause,
     privilege,
     refuse,
 )
@@ -88,8 +88,8 @@ def _explain_kprobe(code: int, function: str, offset: int) -> Cause:
             return Cause(f"there is no instruction at offset {offset:#x} of it that can be probed")
         return Cause("the kernel does not let this function be probed (kprobes/blacklist)")
     if code == errno.EOPNOTSUPP:
-        return missing_option("CONFIG_KRETPROBES") or Cause(os.strerror(code))
-    return Cause(os.strerror(code))
+        return missing_option("CONFIG_KRETPROBES") or plain_cause(code)
+    return plain_cause(code)
 
 
 def attach_loaded(
@@ -111,7 +111,9 @@ def attach_loaded(
         if code in (errno.EPERM, errno.EACCES):
             return privilege(code, NEEDED)
         if code == errno.EBUSY:
-            return Cause("another program that changes the function's behaviour is attached")
+            return Cause(
+                "the program is attached there already, or another one that changes its result is"
+            )
         if code == errno.E2BIG:
             return Cause("as many programs as the kernel allows are attached to this function")
         if code in (ENOTSUPP, errno.EOPNOTSUPP):
@@ -120,7 +122,7 @@ def attach_loaded(
                 "take a Kprobe",
                 UnsupportedError,
             )
-        return Cause(os.strerror(code))
+        return plain_cause(code)
 
     with explained(spec, program, explain):
         return Descriptors((native.open_tracepoint(program_fd, None),))

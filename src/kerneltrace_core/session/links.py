@@ -38,10 +38,13 @@ class Link:
 
     @classmethod
     def refused(cls, opened: BpfObject, program: str, spec: Probe, error: KernelTraceError) -> Link:
-        """Return the link of an optional probe whose program is not loaded; it stays detached."""
+        """Return the link of an optional probe whose program is not loaded; it stays detached.
+
+        Logs why.
+        """
         link = cls(opened, program, spec)
-        link.error = error
         link._loaded = False
+        link._leave_out(error)
         return link
 
     def __repr__(self) -> str:
@@ -71,11 +74,14 @@ class Link:
             except KernelTraceError as error:
                 if not self.spec.optional:
                     raise
-                if self.error is None:
-                    logger.warning("optional probe is left out: %s", error)
-                self.error = error
+                self._leave_out(error)
             else:
                 self.error = None
+
+    def _leave_out(self, error: KernelTraceError) -> None:
+        if self.error is None:
+            logger.warning("optional probe %s is left out: %s", self.spec, error)
+        self.error = error
 
     def _unusable(self, cause: str) -> ClosedError:
         return ClosedError(f"attach {self.spec} to program {self.program}: {cause}")

@@ -89,10 +89,11 @@ def _explain_privilege(
     code = error.errno or errno.EPERM
     privileges = read_privileges()
     if facts is None:
-        needed: tuple[str, ...] = ("cap_bpf",)
+        loading = [each for each in opened.programs() if each.loads]
+        needed = tuple(dict.fromkeys(name for each in loading for name in _needed(each)))
         act = f"load object {opened.name}"
     else:
-        needed = NETWORK_NEEDED if facts.type in NETWORK_TYPES else NEEDED
+        needed = _needed(facts)
         act = f"load program {facts} of object {opened.name}"
     why = explain_refusal(code, privileges, needed)
     reason, remedy = why.reason, why.remedy
@@ -107,6 +108,10 @@ def _explain_privilege(
     return PrivilegeError(
         f"{act}: {told}" + (f" ({remedy})" if remedy else ""), errno=code, log=error.log
     )
+
+
+def _needed(facts: ProgramFacts) -> tuple[str, ...]:
+    return NETWORK_NEEDED if facts.type in NETWORK_TYPES else NEEDED
 
 
 def _changes_text(facts: ProgramFacts | None) -> str | None:

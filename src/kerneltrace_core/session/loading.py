@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,8 +11,6 @@ from kerneltrace_core.session.load_refusals import blamed_program, explain_load
 from kerneltrace_core.session.probe import Probe
 
 __all__ = ["Loaded", "Planned", "load"]
-
-logger = logging.getLogger("kerneltrace")
 
 
 class Planned(NamedTuple):
@@ -56,7 +53,6 @@ def load(plan: Callable[[frozenset[str]], Planned]) -> Loaded:
                 if explained is error:
                     raise
                 raise explained from error
-            logger.warning("optional program %s is left out: %s", culprit, explained)
             refused[culprit] = explained
         except BaseException:
             opened.close()

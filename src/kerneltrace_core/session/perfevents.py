@@ -17,6 +17,7 @@ from kerneltrace_core.session.refusals import (
     explained,
     missing_option,
     perf_privilege,
+    plain_cause,
     refuse,
 )
 from kerneltrace_core.session.tracepoints import run_on_perf_event
@@ -127,7 +128,7 @@ def _explain(code: int, spec: PerfEvent) -> Cause:
         return Cause(
             "no descriptor is left, and each processor or thread takes one", "raise ulimit -n"
         )
-    return Cause(os.strerror(code))
+    return plain_cause(code)
 
 
 def _max_rate() -> int | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 from collections.abc import Iterable
 
 from kerneltrace_core.bpf.object import BpfObject
@@ -26,8 +25,6 @@ from kerneltrace_core.session.refusals import Cause, privilege, refuse
 from kerneltrace_core.session.uprobes import uprobe_way
 
 __all__ = ["prepare"]
-
-logger = logging.getLogger("kerneltrace")
 
 LOADED_FOR = (BtfTracepoint, Fentry, Fexit, FmodRet, Lsm)
 IN_BINARIES = (*Uprobe.sections, *Uretprobe.sections, *Usdt.sections)
@@ -52,7 +49,6 @@ def prepare(
         except KernelTraceError as error:
             if not spec.optional:
                 raise
-            logger.warning("optional probe is left out: %s", error)
             refused.append((program, spec, error))
             lost.add(program)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ __all__ = [
     "explained",
     "missing_option",
     "perf_privilege",
+    "plain_cause",
     "privilege",
     "refuse",
 ]
@@ -52,6 +54,17 @@ def refuse(
         told = f"{code_name(code)}: {told}"
     remedy = f" ({cause.remedy})" if cause.remedy else ""
     return cause.kind(f"attach {spec} to program {program}: {told}{remedy}", errno=code)
+
+
+def plain_cause(code: int) -> Cause:
+    """Say what an errno means that has no particular meaning for what was tried."""
+    if code == errno.EEXIST:
+        return Cause("the program is attached there already")
+    if code == errno.E2BIG:
+        return Cause("as many programs as the kernel allows are attached there")
+    if code in (errno.EMFILE, errno.ENFILE):
+        return Cause("no descriptor is left", "raise LimitNOFILE / ulimit -n")
+    return Cause("the kernel does not support it" if code == ENOTSUPP else os.strerror(code))
 
 
 @contextmanager

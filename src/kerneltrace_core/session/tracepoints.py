@@ -20,6 +20,7 @@ from kerneltrace_core.session.refusals import (
     explained,
     missing_option,
     perf_privilege,
+    plain_cause,
     privilege,
     refuse,
 )
@@ -118,7 +119,7 @@ def _explain_perf(code: int) -> Cause:
         return missing_option("CONFIG_PERF_EVENTS") or Cause("the kernel has no perf events")
     if code == errno.EINVAL:
         return Cause("the kernel does not take this program here")
-    return Cause(os.strerror(code))
+    return plain_cause(code)
 
 
 def attach_raw_tracepoint(program_fd: int, program: ProgramFacts, spec: RawTracepoint) -> Attached:
@@ -131,7 +132,7 @@ def attach_raw_tracepoint(program_fd: int, program: ProgramFacts, spec: RawTrace
             return unknown_tracepoint(spec.name)
         if code == errno.EINVAL:
             return Cause("the program reads more arguments than this tracepoint has")
-        return Cause(os.strerror(code))
+        return plain_cause(code)
 
     with explained(spec, program, explain):
         return Descriptors((native.open_tracepoint(program_fd, spec.name),))

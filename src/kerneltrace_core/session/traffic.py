@@ -21,6 +21,7 @@ from kerneltrace_core.session.refusals import (
     did_you_mean,
     explained,
     missing_option,
+    plain_cause,
     privilege,
     refuse,
 )
@@ -57,7 +58,7 @@ def attach_xdp(program_fd: int, program: ProgramFacts, spec: Xdp) -> Attached:
             return Cause(f"its driver has no {spec.mode} XDP", 'take mode="generic"')
         if code == errno.EINVAL:
             return Cause("this kernel has no XDP links", "Linux 5.9 or later", UnsupportedError)
-        return Cause(os.strerror(code))
+        return plain_cause(code)
 
     with explained(spec, program, explain):
         flags = XDP_MODES[spec.mode]
@@ -78,7 +79,7 @@ def attach_tc(program_fd: int, program: ProgramFacts, spec: Tc) -> Attached:
                 "modprobe sch_ingress cls_bpf",
                 UnsupportedError,
             )
-        return Cause(os.strerror(code))
+        return plain_cause(code)
 
     with explained(spec, program, explain):
         try:
@@ -154,7 +155,7 @@ def attach_cgroup(program_fd: int, program: ProgramFacts, spec: Cgroup) -> Attac
             return missing_option("CONFIG_CGROUP_BPF") or Cause(
                 "this kernel has no cgroup links", "Linux 5.7 or later", UnsupportedError
             )
-        return Cause(os.strerror(code))
+        return plain_cause(code)
 
     try:
         with explained(spec, program, explain):

@@ -30,6 +30,7 @@ from kerneltrace_core.session.refusals import (
     Cause,
     explained,
     missing_option,
+    plain_cause,
     privilege,
     refuse,
 )
@@ -200,4 +201,4 @@ def _explain(code: int, path: str, pid: int | None, *, multi: bool) -> Cause:
             "the kernel cannot probe what is at this place",
             "an offset must be that of an instruction, counted from the beginning of the file",
         )
-    return Cause(os.strerror(code))
+    return plain_cause(code)
