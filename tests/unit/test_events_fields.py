@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import ipaddress
@@ -281,11 +282,22 @@ def test_an_event_does_not_change(engine: Any) -> None:
             setattr(event, name, value)
         with pytest.raises(AttributeError, match="events are immutable"):
             delattr(event, name)
-    if engine.__name__.endswith("_events"):  # in Python nothing is out of reach
-        with pytest.raises(TypeError):
-            object.__setattr__(event, "__class__", longer)
     assert bytes(event) == b"abcd"
     assert not hasattr(event, "__dict__")
+
+
+def test_an_event_that_was_forced_into_a_longer_class_is_not_read_beyond_its_end(
+    engine: Any,
+) -> None:
+    longer = make_event(engine, 400, y=engine.Field(300, 4, "u"))
+    event = make_event(engine, 4).from_bytes(b"abcd")
+
+    with contextlib.suppress(TypeError):  # refused before 3.13
+        object.__setattr__(event, "__class__", longer)
+
+    with pytest.raises((OptionError, AttributeError)):
+        event.y  # noqa: B018
+    assert bytes(event) == b"abcd"
 
 
 def test_events_are_equal_by_class_and_bytes(engine: Any) -> None:
@@ -403,9 +415,9 @@ def test_reading_leaves_no_reference_behind(engine: Any) -> None:
     gc.collect()
     after = [sys.getrefcount(each) for each in (cls, inner, Color.RED, None, event)]
 
-    # In 500 rounds, one lost in each would be 500.
-    assert all(now - then < 100 for then, now in zip(before, after, strict=True))
-    assert sys.getallocatedblocks() - blocks < 100
+    # One lost in each of 500 rounds would be 500.
+    assert all(now - then < 400 for then, now in zip(before, after, strict=True))
+    assert sys.getallocatedblocks() - blocks < 400
 
 
 def places() -> Any:

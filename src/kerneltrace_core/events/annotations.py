@@ -106,7 +106,13 @@ PLAIN: dict[Any, Shape] = {
 
 def shape_of(annotation: Any) -> Shape:
     """Return what an annotation asks for; TypeError for one that no field can have."""
-    if isinstance(annotation, type):
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        inner, *extras = get_args(annotation)
+        return shape_of(next((extra for extra in extras if hasattr(extra, "fit")), inner))
+    if origin is tuple and get_args(annotation)[1:] == (...,):
+        return Array(get_args(annotation)[0])
+    if origin is None and isinstance(annotation, type):
         # What @kernel_event declared knows its own shape.
         declared: Shape | None = vars(annotation).get("_shape_")
         if declared is not None:
@@ -115,11 +121,6 @@ def shape_of(annotation: Any) -> Shape:
             return EnumClass(annotation)
     elif hasattr(annotation, "fit"):
         return annotation  # type: ignore[no-any-return]
-    if get_origin(annotation) is Annotated:
-        inner, *extras = get_args(annotation)
-        return shape_of(next((extra for extra in extras if hasattr(extra, "fit")), inner))
-    if get_origin(annotation) is tuple and get_args(annotation)[1:] == (...,):
-        return Array(get_args(annotation)[0])
     try:
         return PLAIN[annotation]
     except (KeyError, TypeError):
