@@ -17,6 +17,7 @@ from kerneltrace_core.btf.layout import (
     ProgramLayout,
     Scalar,
 )
+from kerneltrace_core.btf.placed import place_variables
 from kerneltrace_core.errors import FormatError
 
 pytestmark = pytest.mark.skipif(
@@ -250,6 +251,23 @@ def variable_object(linkage: int, offset: int, symbol: int, size: int = 4) -> Ob
 def test_a_global_variable_is_at_its_symbol_and_a_static_one_where_btf_says() -> None:
     assert variable_object(linkage=1, offset=0, symbol=8).variables["count"].offset == 8
     assert variable_object(linkage=0, offset=4, symbol=8).variables["count"].offset == 4
+
+
+def test_of_a_static_and_a_global_variable_of_one_name_the_global_one_is_meant() -> None:
+    writer = BtfWriter()
+    number = writer.integer("int", 4, 1)
+    outer = writer.add("var", "count", number, 1)
+    inner = writer.add("var", "count", number, 0)
+    writer.datasec(".data", [(outer, 0, 4), (inner, 4, 4)])
+    sections = [ElfSection(".data", bytes(16), flags=3), ElfSection(".BTF", writer.blob())]
+
+    placed = place_variables(
+        parse_btf(writer.blob()), Elf.parse(write_elf(sections, [ElfSymbol("count", 8, 4, kind=1)]))
+    )
+    layout = ObjectLayout.from_elf(write_elf(sections, [ElfSymbol("count", 8, 4, kind=1)]))
+
+    assert [each.offset for each in placed] == [4, 8]
+    assert layout.variables["count"].offset == 8
 
 
 def test_a_variable_outside_of_its_section_is_refused() -> None:

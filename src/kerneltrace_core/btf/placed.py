@@ -25,13 +25,14 @@ class Placed(NamedTuple):
 
 
 def place_variables(btf: Btf, elf: Elf | None) -> tuple[Placed, ...]:
-    """Return the variables of all sections, in the order of BTF. Raises FormatError.
+    """Return the variables of all sections, static ones first. Raises FormatError.
 
     Compilers leave the offset of a global one to the linker: it is 0 in an object that was not
-    linked, and its symbol knows. Without ``elf`` the offsets are taken as they are.
+    linked, and its symbol knows. Without ``elf`` the offsets are taken as they are. A linked
+    object may have a static and a global one of the same name: by its name the last is meant.
     """
     symbols = {} if elf is None else dict(_globals(elf))
-    found = []
+    found: dict[bool, list[Placed]] = {True: [], False: []}
     for section in btf.types:
         if not isinstance(section, DataSection):
             continue
@@ -41,13 +42,15 @@ def place_variables(btf: Btf, elf: Elf | None) -> tuple[Placed, ...]:
                 # Functions too may be in a section (.ksyms); they are no data.
                 continue
             offset = each.offset
+            static = variable.linkage == STATIC
             symbol = symbols.get((section.name, variable.name))
-            if variable.linkage != STATIC and symbol is not None:
+            if symbol is not None and not static:
                 offset = symbol.value
             if elf is not None:
                 _check(btf, elf, section.name, variable.name, offset + each.size)
-            found.append(Placed(variable.name, section.name, offset, each.size, variable.target))
-    return tuple(found)
+            placed = Placed(variable.name, section.name, offset, each.size, variable.target)
+            found[static].append(placed)
+    return (*found[True], *found[False])
 
 
 def _check(btf: Btf, elf: Elf, section: str, name: str, end: int) -> None:
