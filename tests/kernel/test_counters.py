@@ -95,6 +95,7 @@ def sockets(request: pytest.FixtureRequest) -> Iterator[tuple[socket.socket, soc
 
 
 @pytest.mark.smoke
+@pytest.mark.unprivileged
 @pytest.mark.parametrize("serve", [on_loop, in_thread])
 @pytest.mark.parametrize("mode", ["time", "count"])
 def test_calls_errors_and_bytes_on_files_are_exact(
@@ -141,6 +142,7 @@ def test_calls_errors_and_bytes_on_files_are_exact(
 
 
 @pytest.mark.smoke
+@pytest.mark.unprivileged
 def test_opens_count_what_was_opened_and_errors_what_was_not(
     tracer: RequestTracer, tmp_path: Path
 ) -> None:
@@ -281,6 +283,7 @@ def test_bytes_on_sockets_are_counted_apart_whatever_call_moves_them(
 
 
 @pytest.mark.smoke
+@pytest.mark.unprivileged
 def test_files_and_sockets_do_not_mix(
     tracer: RequestTracer, sockets: tuple[socket.socket, socket.socket], file: int
 ) -> None:
@@ -366,6 +369,7 @@ def start_threads() -> None:
 
 
 @pytest.mark.smoke
+@pytest.mark.unprivileged
 @pytest.mark.parametrize(
     ("work", "forks", "execs"),
     [
@@ -442,6 +446,7 @@ def test_direct_writes_and_reads_are_exact(
 
 
 @pytest.mark.smoke
+@pytest.mark.unprivileged
 def test_page_faults_are_those_that_rusage_counts(traced: Tracing, require: Require) -> None:
     require("tracepoint:page_fault_user")
     tracer = traced(probes=(*GROUPS, "faults"))
@@ -518,6 +523,7 @@ def test_without_syscalls_net_still_counts_bytes_where_the_kernel_tells(
 
 
 @pytest.mark.smoke
+@pytest.mark.unprivileged
 def test_counted_calls_have_no_times(traced: Tracing, file: int) -> None:
     tracer = traced(syscalls="count")
 

@@ -12,7 +12,7 @@ import pytest
 from kerneltrace_core._native import lib
 from kerneltrace_core.requests import engine, layout
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.unprivileged]
 
 INCLUDE = Path(__file__).parents[2] / "probes" / "include"
 WORD = 8

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from harness.map_object import U32, U64, MapObject, created, layout_of, map_object, read, text
+from harness.map_layouts import U32, U64, layout_of, text
+from harness.map_object import MapObject, created, map_object, read
 from harness.nobody import as_nobody
 from harness.tiers import Require
 from kerneltrace_core._native import lib
@@ -24,7 +25,7 @@ from kerneltrace_core.errors import (
 from kerneltrace_core.maps.kinds import MapFlags, MapType
 from kerneltrace_core.maps.walk import MOST_BYTES
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.unprivileged]
 
 CPUS = sorted(os.sched_getaffinity(0))
 NO_PREALLOC = int(MapFlags.NO_PREALLOC)

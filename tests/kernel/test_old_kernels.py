@@ -14,7 +14,7 @@ from kerneltrace_core.kernel.support import Support
 from kerneltrace_core.requests import RequestTracer, TracerOptions
 from traced import on_loop, tracing
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.unprivileged]
 
 FEATURE = "a kernel before 5.14"
 WORDS = r'this kernel has no SEC\("syscall"\) programs.*5\.14'

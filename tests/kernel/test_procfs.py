@@ -42,6 +42,7 @@ def file(tmp_path: Path) -> Iterator[int]:
     os.close(descriptor)
 
 
+@pytest.mark.unprivileged
 def test_it_says_what_it_is_and_knows_nothing_it_cannot(tracer: RequestTracer) -> None:
     stats = on_loop(tracer, lambda: None).as_dict()
 
@@ -51,6 +52,7 @@ def test_it_says_what_it_is_and_knows_nothing_it_cannot(tracer: RequestTracer) -
     assert tracer.health()["status"] == "degraded"
 
 
+@pytest.mark.unprivileged
 @pytest.mark.parametrize("doing", [on_loop, in_thread])
 def test_bytes_read_and_written_are_exact(tracer: RequestTracer, file: int, doing: Serve) -> None:
     def work() -> None:
