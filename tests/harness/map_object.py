@@ -12,18 +12,13 @@ from typing import Any
 from harness.objects import compile_object
 from kerneltrace_core._native import lib, maps
 from kerneltrace_core.bpf.object import BpfObject
-from kerneltrace_core.btf.layout import ArrayLayout, MapLayout, ObjectLayout, Scalar, TypeLayout
+from kerneltrace_core.btf.layout import MapLayout, ObjectLayout
 from kerneltrace_core.maps.calls import KernelCalls
-from kerneltrace_core.maps.kinds import MapType
 from kerneltrace_core.maps.maps import Maps
 from kerneltrace_core.maps.opening import adopt
 
 ARGUMENTS = struct.Struct("=12Q")
 MASK = (1 << 64) - 1
-
-U32 = Scalar(4, signed=False, kind="int", name="__u32")
-U64 = Scalar(8, signed=False, kind="int", name="__u64")
-CHAR = Scalar(1, signed=True, kind="char", name="char")
 
 
 class MapObject:
@@ -71,22 +66,6 @@ def map_object(name: str = "maps") -> Iterator[MapObject]:
         yield MapObject(opened, loaded)
 
 
-def layout_of(
-    kind: MapType,
-    key: TypeLayout | None,
-    value: TypeLayout | None,
-    entries: int,
-    *,
-    flags: int = 0,
-    inner: MapLayout | None = None,
-    name: str = "made",
-) -> MapLayout:
-    """Describe a map."""
-    key_size = key.size if key else 0
-    value_size = value.size if value else 4
-    return MapLayout(name, kind, entries, key, value, key_size, value_size, inner, flags)
-
-
 @contextmanager
 def created(layout: MapLayout, inner_fd: int | None = None) -> Iterator[Any]:
     """Create a map in the kernel, without any object."""
@@ -101,8 +80,3 @@ def created(layout: MapLayout, inner_fd: int | None = None) -> Iterator[Any]:
     )
     with adopt(fd, layout.name, layout, KernelCalls()) as made:
         yield made
-
-
-def text(size: int) -> ArrayLayout:
-    """Describe ``char[size]``."""
-    return ArrayLayout(CHAR, size)

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from harness.map_object import U64, created, layout_of, map_object, read
+from harness.map_layouts import U64, layout_of
+from harness.map_object import created, map_object, read
 from harness.nobody import as_nobody
 from harness.tiers import Require
 from kerneltrace_core._native import maps

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.map_object import U32, U64, created, layout_of, map_object, read
+from harness.map_layouts import U32, U64, layout_of
+from harness.map_object import created, map_object, read
 from harness.nobody import as_nobody
 from harness.tiers import Require
 from kerneltrace_core._native import maps
@@ -169,7 +170,7 @@ def test_a_frozen_map_says_so_and_can_still_be_read() -> None:
     with map_object() as loaded:
         shared = loaded.maps["shared"]
         shared[0] = {"numbers": (1, 2, 3)}
-        with shared.mapped(writable=True), pytest.raises(MapError, match="is mapped to be written"):
+        with shared.mapped(writable=True), pytest.raises(MapError, match="is mapped writable"):
             shared.freeze()
         shared.freeze()
 

@@ -102,7 +102,7 @@ class BpfMap:
         except OSError as error:
             if error.errno == errno.EBUSY:
                 raise MapError(
-                    f"freeze map {self.name}: its memory is mapped to be written (close that first)",
+                    f"freeze map {self.name}: its memory is mapped writable (close that first)",
                     errno=error.errno,
                 ) from None
             self._refused("freeze", error)

@@ -33,13 +33,12 @@ class KeyedMap(BpfMap, MutableMapping[K, V]):
     taken everywhere. OptionError, before any system call, for what does not fit; MapKeyError (a
     KeyError) for a key that is not there; MapFullError; PrivilegeError; UnsupportedError.
 
-    ``len`` counts by walking through all entries. Iteration takes entries some hundred at a time
+    ``len`` counts by walking through all entries, and ``list(map)`` asks for it first, which
+    ``as_dict`` and loops do not. Iteration takes entries some hundred at a time
     and is safe while programs, or the loop's body, change the map: it ends, and gives no key
     twice; ``Walk.chunks`` says what it promises. Two maps are equal if they are the same object;
     compare ``as_dict()``.
     """
-
-    __hash__ = object.__hash__
 
     def __init__(
         self, descriptor: Descriptor, name: str, layout: MapLayout | None, calls: MapCalls
@@ -51,6 +50,11 @@ class KeyedMap(BpfMap, MutableMapping[K, V]):
         self._walk = Walk(
             calls, descriptor, shape.type, shape.key_size, self._value_bytes(), shape.max_entries
         )
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    __hash__ = object.__hash__
 
     # ---- what a kind of map may say differently ---------------------------------------
 

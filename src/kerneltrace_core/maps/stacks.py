@@ -54,9 +54,9 @@ def stack_failure(stack_id: int) -> str | None:
         stack_id -= 1 << (64 if stack_id >= 1 << 32 else 32)
     if stack_id >= 0:
         return None
-    named = errno.errorcode.get(-stack_id, str(stack_id))
+    named = f"-{errno.errorcode.get(-stack_id, -stack_id)}"
     reason = REASONS.get(-stack_id)
-    return f"-{named}: {reason}" if reason else f"-{named}"
+    return f"{named}: {reason}" if reason else named
 
 
 class StackTraceMap(KeyedMap[int, Stack]):
