@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import logging
 import os
+import shutil
+import subprocess
 import threading
+from pathlib import Path
 
 import pytest
 
 from harness.nobody import as_nobody
-from harness.probing import open_descriptors, probing
+from harness.probing import open_descriptors, probing, wait_until
+from harness.tiers import Require
+from kerneltrace_core._native import attach as native
 from kerneltrace_core.errors import AttachError, ClosedError, PrivilegeError
+from kerneltrace_core.kernel.support import Support
+from kerneltrace_core.session.links import Link
 from kerneltrace_core.session.probes import BtfTracepoint, Probe, RawTracepoint, Tracepoint
 
 pytestmark = pytest.mark.kernel
@@ -162,6 +171,76 @@ def test_links_are_attached_and_detached_by_many_threads_while_events_flow() -> 
         before = {name: probes[name] for name in KINDS}
         call(23)
         assert {name: probes[name] - before[name] for name in KINDS} == dict.fromkeys(KINDS, 23)
+
+
+def test_before_there_were_perf_links_the_event_itself_is_held(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_links(*_: object, **__: object) -> int:
+        raise AttachError("create link: Invalid argument (EINVAL)", errno=errno.EINVAL)
+
+    monkeypatch.setattr(native, "create_link", no_links)
+
+    with probing("attach", GETPPID, attach=False) as probes:
+        (link,) = probes.links
+        before = open_descriptors()
+        link.attach()
+        call(23)
+        assert len(open_descriptors()) == len(before) + 1
+        link.detach()
+        call(5)
+        assert probes["tracepoint_hits"] == 23
+        assert open_descriptors() == before
+
+
+def test_the_same_program_twice_at_one_place_is_refused() -> None:
+    with probing("attach", GETPPID) as probes:
+        second = Link(probes.object, "on_tracepoint", GETPPID)
+        with pytest.raises(AttachError, match="EEXIST: the program is attached there already"):
+            second.attach()
+
+
+def test_a_program_that_was_not_loaded_is_named() -> None:
+    with probing("attach", GETPPID) as probes:
+        link = Link(probes.object, "on_raw", RawTracepoint("sys_enter"))
+        with pytest.raises(AttachError, match=r"to program on_raw .*: it was not loaded"):
+            link.attach()
+
+
+def link_ids() -> set[int]:
+    """Return the ids of all of the kernel's links, anybody's."""
+    shown = subprocess.run(
+        ["bpftool", "--json", "link", "list"], check=True, capture_output=True, text=True
+    )
+    return {link["id"] for link in json.loads(shown.stdout or "[]")}
+
+
+def own_link_ids() -> set[int]:
+    """Return the ids of those that this process has descriptors of."""
+    found = set()
+    for path in Path("/proc/self/fdinfo").iterdir():
+        try:
+            lines = path.read_text().splitlines()
+        except OSError:
+            continue  # the folder's own
+        found |= {int(line.split()[1]) for line in lines if line.startswith("link_id:")}
+    return found
+
+
+def has_bpftool() -> Support:
+    return Support.yes() if shutil.which("bpftool") else Support.no("bpftool is not installed")
+
+
+def test_detaching_leaves_no_link_in_the_kernel(require: Require) -> None:
+    require("capability:cap_sys_admin")
+    require("bpftool", probe=has_bpftool)
+    with probing("attach", KINDS["raw_hits"], KINDS["btf_hits"]) as probes:
+        ours = own_link_ids()
+        assert len(ours) == 2
+        assert ours <= link_ids()
+        for link in probes.links:
+            link.detach()
+        wait_until(lambda: not ours & link_ids(), f"links {ours} gone")
 
 
 def test_detaching_leaves_no_descriptor() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import importlib.util
 import os
 import subprocess
@@ -16,7 +17,8 @@ from harness.libraries import compile_library
 from harness.nobody import as_nobody
 from harness.probing import Probing, probing
 from harness.tiers import Require
-from kerneltrace_core.errors import AttachError
+from kerneltrace_core._native import attach as native
+from kerneltrace_core.errors import AttachError, UnsupportedError
 from kerneltrace_core.kernel.support import Support
 from kerneltrace_core.session import binaries, prepare, uprobes
 from kerneltrace_core.session import usdt as usdt_module
@@ -30,13 +32,29 @@ PERF = UprobeWay(multi=False, by_process=True)
 PYTHON = "/usr/bin/python3.11"
 
 
-@pytest.fixture(params=["uprobe_multi_by_process", "uprobes"])
-def way(request: pytest.FixtureRequest, require: Require, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attach by uprobe_multi links, then through perf events; each where the kernel has it."""
-    require(request.param)
-    if request.param == "uprobes":
+WAYS = ["uprobe_multi_by_process", "uprobes"]
+
+
+def attach_by(way: str, require: Require, monkeypatch: pytest.MonkeyPatch) -> None:
+    require(way)
+    if way == "uprobes":
         monkeypatch.setattr(uprobes, "uprobe_way", lambda: PERF)
         monkeypatch.setattr(prepare, "uprobe_way", lambda: PERF)
+
+
+@pytest.fixture(params=WAYS)
+def plain_way(
+    request: pytest.FixtureRequest, require: Require, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attach by uprobe_multi links, then through perf events; each where the kernel has it."""
+    attach_by(request.param, require, monkeypatch)
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest, require: Require, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do so where programs can read arguments, which they find by a cookie."""
+    attach_by(request.param, require, monkeypatch)
+    require("perf_links")
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +110,7 @@ def test_a_semaphore_is_up_while_the_link_is_attached(path: str, traced: ctypes.
         assert traced.traced_is_gated() == 0
 
 
-@pytest.mark.usefixtures("way")
+@pytest.mark.usefixtures("plain_way")
 def test_a_program_that_reads_no_arguments_attaches_too(path: str, traced: ctypes.CDLL) -> None:
     with probing("usdt", Usdt(path, "kttest", "gated", program="on_plain")) as probes:
         for _ in range(23):
@@ -228,6 +246,29 @@ def test_debians_python_traces_itself(require: Require) -> None:
         "    print(probes['hits'], probes['first_sum'])\n"
     )
     assert told.stdout.split() == ["23", "23"], told.stderr
+
+
+def test_without_cookies_only_programs_that_read_no_arguments_attach(
+    require: Require, path: str, traced: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attach_by("uprobes", require, monkeypatch)
+
+    def no_links(*_: object, **__: object) -> int:
+        raise AttachError("create link: Invalid argument (EINVAL)", errno=errno.EINVAL)
+
+    monkeypatch.setattr(native, "create_link", no_links)
+
+    with probing("usdt", Usdt(path, "kttest", "gated", program="on_plain")) as probes:
+        for _ in range(23):
+            traced.traced_gated(1)
+        assert probes["plain_hits"] == 23
+    assert traced.traced_is_gated() == 0
+    spec = Usdt(path, "kttest", "gated")
+    with pytest.raises(UnsupportedError) as caught, probing("usdt", spec):
+        pass
+    assert "EINVAL: this kernel has no attach cookies" in str(caught.value)
+    assert 'or a SEC("uprobe") program that reads no arguments' in str(caught.value)
+    assert traced.traced_is_gated() == 0
 
 
 def test_what_is_not_there_is_said(path: str) -> None:

@@ -11,6 +11,7 @@ from kerneltrace_core.kernel import bpfcall
 from kerneltrace_core.kernel.bpfcall import BpfCall
 
 HARDWARE = 0
+TCX_INGRESS = 46
 ARRAY, TASK_STORAGE, KPROBE, TRACING, SYSCALL = 2, 29, 2, 26, 31
 
 
@@ -31,10 +32,12 @@ class FakeKernel(BpfCall):
         odd: int = 0,
         hardware: bool = True,
         tcx: bool = True,
+        perf_links: bool = True,
         filters_by_thread: bool = False,
     ) -> None:
         self.hardware = hardware
         self.tcx = tcx
+        self.perf_links = perf_links
         self.filters_by_thread = filters_by_thread
         self.without_maps = set(without_maps)
         self.without_programs = set(without_programs)
@@ -81,7 +84,9 @@ class FakeKernel(BpfCall):
 
     def _link(self, attr: bytes) -> None:
         if len(attr) == bpfcall.LINK_ATTR.size:
-            code = errno.ENODEV if self.tcx else errno.EINVAL
+            is_tcx = bpfcall.LINK_ATTR.unpack(attr)[2] == TCX_INGRESS
+            known, answer = (self.tcx, errno.ENODEV) if is_tcx else (self.perf_links, errno.EBADF)
+            code = answer if known else errno.EINVAL
         else:
             process = bpfcall.UPROBE_MULTI_ATTR.unpack(attr)[-1]
             impossible = process == 0xFFFFFFFF

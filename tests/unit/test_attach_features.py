@@ -22,7 +22,9 @@ def ask(kernel: FakeKernel, probe: str) -> Support:
     return answer
 
 
-@pytest.mark.parametrize("probe", ["uprobe_multi_by_process", "tcx", "hardware_events"])
+@pytest.mark.parametrize(
+    "probe", ["uprobe_multi_by_process", "tcx", "perf_links", "hardware_events"]
+)
 def test_a_kernel_that_has_it_answers_yes(probe: str) -> None:
     assert ask(FakeKernel(), probe).works
 
@@ -43,6 +45,11 @@ def test_no_tcx_is_einval() -> None:
     assert ask(FakeKernel(tcx=False), "tcx") == Support.no(
         "EINVAL: this kernel has no tcx links", "Linux 6.6 or later", errno.EINVAL
     )
+
+
+def test_no_perf_links_is_einval() -> None:
+    answer = ask(FakeKernel(perf_links=False), "perf_links")
+    assert answer.remedy == "Linux 5.15 or later"
 
 
 def test_no_counters_of_the_processor_are_enoent() -> None:

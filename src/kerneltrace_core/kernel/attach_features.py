@@ -20,6 +20,7 @@ LSM = 29
 TRACE_FENTRY = 24
 MODIFY_RETURN = 26
 LSM_MAC = 27
+PERF_EVENT_LINK = 41
 TCX_INGRESS = 46
 TRACE_UPROBE_MULTI = 48
 
@@ -140,6 +141,19 @@ class AttachProbes(Asking):
                 errno.EOPNOTSUPP,
             )
         return answer
+
+    def perf_links(self) -> Support:
+        """Ask for a link to a perf event that is none: EBADF is a yes (5.15)."""
+
+        def act() -> None:
+            with closing(self.bpf.prog_load(KPROBE, Instruction.return_zero())) as program:
+                try:
+                    close(self.bpf.link_create(program, 0xFFFFFFFF, PERF_EVENT_LINK))
+                except OSError as error:
+                    if error.errno != errno.EBADF:
+                        raise
+
+        return self._ask(act, NEEDED, "perf links and attach cookies", "5.15")
 
     def tcx(self) -> Support:
         """Ask for a tcx link on interface 0, which there is not: ENODEV is a yes (6.6)."""

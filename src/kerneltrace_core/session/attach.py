@@ -16,6 +16,7 @@ from kerneltrace_core.session.choosing import check_fit
 from kerneltrace_core.session.functions import attach_kprobe, attach_loaded
 from kerneltrace_core.session.perfevents import attach_perf_event
 from kerneltrace_core.session.probe import Probe
+from kerneltrace_core.session.refusals import Cause, refuse
 from kerneltrace_core.session.sections import BySection
 from kerneltrace_core.session.tracepoints import attach_raw_tracepoint, attach_tracepoint
 from kerneltrace_core.session.traffic import attach_cgroup, attach_tc, attach_xdp
@@ -59,6 +60,11 @@ def attach_spec(opened: BpfObject, program: str, spec: Probe) -> Attached:
     """
     facts = opened.program(program)
     check_fit(spec, facts)
+    if not facts.loads:
+        cause = Cause(
+            "it was not loaded", "name it, or this probe, when the session is made: programs=[...]"
+        )
+        raise refuse(spec, facts, None, cause)
     by_object = ATTACH_OBJECT.get(type(spec))
     if by_object is not None:
         return by_object(opened, facts, spec)

@@ -69,8 +69,8 @@ def attach_perf_event(program_fd: int, program: ProgramFacts, spec: PerfEvent) -
             try:
                 perf_fd = _open(spec, pid, cpu)
             except AttachError as error:
-                # A thread may end while we go through them.
-                if error.errno == errno.ESRCH and pid != where[-1][0]:
+                # A thread may end while we go through them; all of them do with their process.
+                if error.errno == errno.ESRCH and (links or pid != where[-1][0]):
                     continue
                 raise
             links.append(run_on_perf_event(perf_fd, program_fd))

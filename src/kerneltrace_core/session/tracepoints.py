@@ -38,16 +38,17 @@ UNREADABLE = Cause(
 )
 
 
-def run_on_perf_event(perf_fd: int, program_fd: int, cookie: int = 0) -> int:
+def run_on_perf_event(perf_fd: int, program_fd: int, cookie: int | None = None) -> int:
     """Let a program run on a perf event and start it; the descriptor to keep, the rest is closed.
 
-    A perf link (Linux 5.15), else the event itself. ``perf_fd`` is taken over, also on failure.
+    A perf link (Linux 5.15), else the event itself, which has no cookie: with one, EINVAL is
+    raised there. ``perf_fd`` is taken over, also on failure.
     """
     try:
         try:
-            link = native.create_link(program_fd, perf_fd, PERF_EVENT_LINK, cookie=cookie)
+            link = native.create_link(program_fd, perf_fd, PERF_EVENT_LINK, cookie=cookie or 0)
         except AttachError as error:
-            if error.errno != errno.EINVAL or cookie:
+            if error.errno != errno.EINVAL or cookie is not None:
                 raise
             native.set_perf_program(perf_fd, program_fd)
             native.enable_perf_event(perf_fd)

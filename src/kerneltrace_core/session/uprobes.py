@@ -51,11 +51,14 @@ class UprobeWay(NamedTuple):
 
 
 class Place(NamedTuple):
-    """An instruction of a file: its offset, that of the counter that switches it on (0: none)."""
+    """An instruction of a file: its offset, that of the counter that switches it on (0: none).
+
+    ``cookie`` is what bpf_get_attach_cookie() returns there, None if nobody asks.
+    """
 
     offset: int
     counter: int = 0
-    cookie: int = 0
+    cookie: int | None = None
 
 
 @cache
@@ -131,7 +134,7 @@ def attach_places(
                 )
                 raise refuse(spec, program, None, cause)
             counters = [place.counter for place in places]
-            cookies = [place.cookie for place in places]
+            cookies = [place.cookie or 0 for place in places]
             link = native.create_uprobe_link(
                 program_fd,
                 os.fsencode(path),

@@ -74,7 +74,7 @@ def attach_usdt(opened: BpfObject, program: ProgramFacts, spec: Usdt) -> Attache
         return attach_places(program_fd, program, spec, path, places, pid)
     except AttachError as error:
         multi = program.attach_type == TRACE_UPROBE_MULTI
-        if error.errno == errno.EINVAL and not multi and any(place.cookie for place in places):
+        if error.errno == errno.EINVAL and not multi and table is not None:
             cause = Cause(
                 "this kernel has no attach cookies, by which a program knows its arguments",
                 'Linux 5.15 or later, or a SEC("uprobe") program that reads no arguments',
