@@ -1,0 +1,517 @@
+"""Whole sessions on the real kernel: all or nothing, bounded, and gone without a trace."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kerneltrace_core
+from harness.forked import in_child
+from harness.leaks import program_ids
+from harness.nobody import as_nobody
+from harness.objects import compile_object
+from kerneltrace_core import (
+    AttachError,
+    BtfTracepoint,
+    ClosedError,
+    Filter,
+    KernelTraceError,
+    LoadError,
+    OptionError,
+    Session,
+    Tracepoint,
+)
+
+OBJECT = compile_object("session")
+OWN = Filter(current_process=True)
+FLOOD = BtfTracepoint("sys_exit", program="on_flood")
+LOST_PROBE = BtfTracepoint("no_such_tracepoint_at_all", program="on_call")
+SOURCE = Path(kerneltrace_core.__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def needs(require: Callable[..., None]) -> None:
+    require("tracepoint:sys_enter", "ring_buffer")
+
+
+def call(times: int = 1) -> None:
+    for _ in range(times):
+        os.getppid()
+
+
+def numbers(session: Session) -> list[int]:
+    with session.events("call_event", ring="calls", timeout=0) as events:
+        return [event.number for event in events]
+
+
+def descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def own_programs() -> set[int]:
+    """Return the programs of this kernel; several looks, as they are freed a little late."""
+    found = program_ids()
+    assert found is not None, "needs root"
+    return found
+
+
+def settled(programs: set[int]) -> set[int]:
+    """Return what is loaded beyond ``programs``, once that is stable."""
+    deadline = time.monotonic() + 10
+    while (more := own_programs() - programs) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return more
+
+
+# ---- what a session does ----------------------------------------------------------------
+
+
+def test_known_calls_give_known_events(tmp_path: Path) -> None:
+    with Session(OBJECT, "auto", filter=OWN) as session:
+        call(23)
+        found = numbers(session)
+        counted = session.stats().programs["on_call"]
+
+    assert found == list(range(100, 123))
+    assert (counted.seen, counted.submitted, counted.lost) == (23, 23, 0)
+
+
+def test_a_path_its_bytes_and_a_string_are_the_same_object() -> None:
+    for source in (OBJECT, str(OBJECT), OBJECT.read_bytes()):
+        with Session(source, "auto", filter=OWN) as session:
+            call()
+            assert numbers(session) == [100]
+
+
+def test_variables_are_set_before_load_and_written_while_it_runs() -> None:
+    options: dict[str, Any] = {"variables": {"every": 10, "number": 1000}, "filter": OWN}
+    with Session(OBJECT, "auto", **options) as session:
+        call(31)
+        found = numbers(session)
+        session.variables["number"] = 50
+        call(11)
+        found += numbers(session)
+
+        assert found == [1000, 1010, 1020, 1030, 50, 60]
+        assert (session.variables["every"], session.variables["failed"]) == (10, 0)
+        assert session.variables["last_comm"] == Path("/proc/self/comm").read_text().strip()
+
+
+def test_sessions_and_rings_do_not_mix() -> None:
+    with (
+        Session(OBJECT, "auto", name="one", filter=OWN) as one,
+        Session(OBJECT, "auto", name="two", filter=OWN, variables={"number": 5}) as two,
+    ):
+        call(3)
+
+        assert (numbers(one), numbers(two)) == ([100, 101, 102], [5, 6, 7])
+        assert (one.name, two.name, one.rings) == ("one", "two", ("calls", "flood"))
+        with pytest.raises(OptionError, match=r"it has several .*calls, flood"):
+            one.events("call_event")
+        with pytest.raises(OptionError, match="did you mean calls"):
+            one.events("call_event", ring="call")
+
+
+def test_a_pump_thread_reads_for_a_consumer_that_is_busy() -> None:
+    with (
+        Session(OBJECT, "auto", filter=OWN, pump="thread", map_sizes={"calls": 4096}) as session,
+        session.events("call_event", ring="calls", timeout=5) as events,
+    ):
+        for _ in range(40):
+            call(50)
+            time.sleep(0.002)
+        found = [event.number for event, _ in zip(events, range(2000), strict=False)]
+        counted = session.stats()
+
+    assert counted.lost == 0, "2000 events do not fit into the ring at once"
+    assert found == list(range(100, 2100))
+
+
+def test_an_event_loop_reads_while_it_works() -> None:
+    async def main() -> list[int]:
+        found: list[int] = []
+        async with Session(OBJECT, "auto", filter=OWN) as session:
+
+            async def read() -> None:
+                async with session.events("call_event", ring="calls") as events:
+                    async for event in events:
+                        found.append(event.number)
+                        if len(found) == 20:
+                            return
+
+            reading = asyncio.create_task(read())
+            for _ in range(20):
+                await asyncio.sleep(0.001)
+                call()
+            await asyncio.wait_for(reading, 10)
+        return found
+
+    assert asyncio.run(main()) == list(range(100, 120))
+
+
+def test_opening_that_is_cancelled_leaves_nothing_open() -> None:
+    before, fds = own_programs(), descriptors()
+
+    async def main() -> None:
+        session = Session(OBJECT, "auto", filter=OWN)
+        opening = asyncio.create_task(session.__aenter__())
+        await asyncio.sleep(0.001)
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        assert session.closed
+
+    asyncio.run(main())
+
+    assert settled(before) == set()
+    assert descriptors() <= fds + 1  # the executor's
+
+
+def test_links_are_detached_and_attached_while_events_flow() -> None:
+    with Session(OBJECT, "auto", filter=OWN) as session:
+        [link] = session.links
+        for _ in range(5):
+            call(2)
+            link.detach()
+            call(7)
+            link.attach()
+        call(1)
+        found = numbers(session)
+        second = session.attach(BtfTracepoint("sys_enter", program="on_call"))
+        call(1)
+        twice = numbers(session)
+        second.detach()
+
+    assert found == list(range(100, 111))
+    assert twice == [111, 112]
+
+
+def test_a_program_of_a_question_mark_is_loaded_for_its_probe() -> None:
+    with Session(OBJECT, [FLOOD], filter=OWN, programs=[]) as session:
+        call()
+        with session.events("flood_event", ring="flood", timeout=0) as events:
+            found = [event.number for event in events]
+
+    assert found[:64] == list(range(64))
+
+
+# ---- all or nothing ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "told"),
+    [
+        ({"probes": [BtfTracepoint("sys_enter", program="nope")]}, AttachError, "nope"),
+        (
+            {"probes": [BtfTracepoint("sys_enter", program="on_call"), LOST_PROBE]},
+            AttachError,
+            "no_such_tracepoint_at_all",
+        ),
+        (
+            {
+                "probes": [
+                    BtfTracepoint("sys_enter", program="on_call"),
+                    Tracepoint("syscalls", "sys_enter_nothing", program="on_flood"),
+                ]
+            },
+            AttachError,
+            "on_flood",
+        ),
+        ({"programs": ["on_nothing"]}, KernelTraceError, "do_nothing_that_there_is"),
+        ({"programs": ["on_refusal"]}, LoadError, "on_refusal"),
+        ({"programs": ["missing"]}, OptionError, "has no program missing"),
+        ({"variables": {"evry": 1}}, OptionError, "did you mean every"),
+        ({"variables": {"every": -1}}, OptionError, "set variable every"),
+        ({"map_sizes": {"call": 4096}}, OptionError, "has no map call"),
+        ({"btf": "/does/not/exist"}, OptionError, "Session option btf"),
+        ({"filter": Filter(pids=range(1, 5000))}, OptionError, "map kt_filter_tgids has room"),
+    ],
+)
+def test_whatever_fails_leaves_nothing_behind(
+    options: dict[str, Any], error: type[Exception], told: str
+) -> None:
+    before, fds, threads = own_programs(), descriptors(), threading.active_count()
+
+    with pytest.raises(error, match=told):
+        Session(OBJECT, **{"probes": "auto", **options}).open()
+
+    gc.collect()
+    assert settled(before) == set()
+    assert (descriptors(), threading.active_count()) == (fds, threads)
+
+
+def test_a_rejected_program_shows_the_verifiers_telling_lines() -> None:
+    with pytest.raises(LoadError) as caught:
+        Session(OBJECT, programs=["on_refusal"]).open()
+
+    assert "map_value_or_null" in str(caught.value)
+    assert len(caught.value.log) > 6
+
+
+def test_an_optional_probe_is_left_out_and_the_rest_runs(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    wanted = BtfTracepoint("sys_enter", program="on_call")
+    refused = BtfTracepoint("sys_enter", program="on_refusal", optional=True)
+    unknown = BtfTracepoint("no_such_tracepoint_at_all", program="on_flood", optional=True)
+    with (
+        caplog.at_level(logging.WARNING, "kerneltrace"),
+        Session(OBJECT, [wanted, refused, unknown], filter=OWN) as session,
+    ):
+        call(2)
+        attached = {link.program: link.attached for link in session.links}
+        errors = {link.program: link.error for link in session.links}
+        found = numbers(session)
+
+    assert attached == {"on_call": True, "on_refusal": False, "on_flood": False}
+    assert "on_refusal" in str(errors["on_refusal"])
+    assert "no_such_tracepoint_at_all" in str(errors["on_flood"])
+    assert found == [100, 101]
+    assert len([each for each in caplog.records if each.name == "kerneltrace"]) == 2
+
+
+def test_libbpf_speaks_through_logging(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "kerneltrace.libbpf"), Session(OBJECT, filter=OWN):
+        pass
+
+    assert any("loading object" in each.message for each in caplog.records)
+
+
+def test_custom_btf_is_a_file_or_a_folder_of_them(tmp_path: Path) -> None:
+    vmlinux = Path("/sys/kernel/btf/vmlinux").read_bytes()
+    (tmp_path / f"{os.uname().release}.btf").write_bytes(vmlinux)
+
+    for place in (tmp_path, tmp_path / f"{os.uname().release}.btf"):
+        with Session(OBJECT, "auto", btf=place, filter=OWN) as session:
+            call(2)
+            assert numbers(session) == [100, 101]
+    with pytest.raises(OptionError, match=f"no BTF of kernel {os.uname().release}"):
+        Session(OBJECT, btf=tmp_path.parent).open()
+    (tmp_path / "broken").write_bytes(vmlinux[:1000])
+    with pytest.raises(KernelTraceError):
+        Session(OBJECT, btf=tmp_path / "broken").open()
+
+
+# ---- the end ------------------------------------------------------------------------------
+
+
+def test_closing_under_a_flood_is_bounded_and_loses_no_count() -> None:
+    stop = threading.Event()
+
+    def flood() -> None:
+        while not stop.is_set():
+            call(50)
+
+    flooding = threading.Thread(target=flood)
+    session = Session(OBJECT, [FLOOD], filter=OWN, pump="thread", queue_size=1000)
+    with session:
+        flooding.start()
+        try:
+            with session.events("flood_event", ring="flood") as events:
+                seen = sum(1 for _, _ in zip(events, range(20_000), strict=False))
+            begin = time.monotonic()
+            session.close()
+            took = time.monotonic() - begin
+        finally:
+            stop.set()
+            flooding.join()
+
+    assert seen == 20_000
+    assert took < 5
+
+
+def test_close_wakes_a_reader_at_once() -> None:
+    woken: list[float] = []
+    with Session(OBJECT, "auto", filter=Filter(pids=[1])) as session:
+
+        def read() -> None:
+            for _ in session.events("call_event", ring="calls"):
+                pass
+            woken.append(time.monotonic())
+
+        reading = threading.Thread(target=read)
+        reading.start()
+        time.sleep(0.2)
+        session.close()
+        reading.join(5)
+
+    assert len(woken) == 1
+
+
+def test_a_session_that_nobody_closes_does_not_keep_the_interpreter() -> None:
+    script = f"""
+import sys
+from kerneltrace_core import Session
+session = Session({str(OBJECT)!r}, "auto", pump="thread", name="forgotten").open()
+"""
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+    )
+
+    assert done.returncode == 0
+    assert "ResourceWarning: unclosed <Session forgotten open>" in done.stderr
+
+
+def test_opening_and_closing_often_leaves_nothing(request: pytest.FixtureRequest) -> None:
+    with Session(OBJECT, "auto", filter=OWN):
+        pass
+    gc.collect()
+    before, fds, threads = own_programs(), descriptors(), threading.active_count()
+    resident = _resident_kib()
+
+    for _ in range(200):
+        with Session(OBJECT, "auto", filter=OWN, pump="thread") as session:
+            call()
+            assert numbers(session) is not None
+
+    gc.collect()
+    assert settled(before) == set()
+    assert (descriptors(), threading.active_count()) == (fds, threads)
+    assert _resident_kib() - resident < 8 * 1024
+
+
+def _resident_kib() -> int:
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
+
+
+# ---- forks ----------------------------------------------------------------------------------
+
+
+def test_a_forked_child_is_told_and_takes_nothing_from_its_parent() -> None:
+    with (
+        Session(OBJECT, "auto", filter=OWN) as session,
+        session.events("call_event", ring="calls", timeout=0) as events,
+    ):
+        call(3)
+
+        def child() -> list[str]:
+            told = []
+            for use in (
+                lambda: list(events),
+                lambda: session.raw(ring="calls"),
+                lambda: session.variables,
+                lambda: session.maps,
+                lambda: session.stats(),
+                lambda: session.links,
+            ):
+                with contextlib.suppress(ClosedError):
+                    use()
+                    told.append("it worked")
+            session.close()
+            call(50)
+            return told
+
+        assert in_child(child) == []
+        call(2)
+        found = [event.number for event in events]
+
+    assert found == list(range(100, 105))
+
+
+def test_forks_while_streaming_leave_nothing_and_take_nothing() -> None:
+    before, fds = own_programs(), descriptors()
+    with (
+        Session(OBJECT, "auto", filter=OWN) as session,
+        session.events("call_event", ring="calls", timeout=0) as events,
+    ):
+        found: list[int] = []
+        for _ in range(200):
+            call(1)
+            child = os.fork()
+            if child == 0:
+                os._exit(0 if session.closed and descriptors() < 200 else 1)
+            assert os.waitpid(child, 0)[1] == 0
+            found += [event.number for event in events]
+        counted = session.stats()
+
+    assert found == list(range(100, 300))
+    assert counted.programs["on_call"].submitted == counted.rings["calls"].records == 200
+    assert settled(before) == set()
+    assert descriptors() <= fds
+
+
+def test_the_programs_end_with_the_parent_though_a_child_lives_on() -> None:
+    script = f"""
+import os, sys
+sys.path.insert(0, {str(SOURCE)!r})
+from kerneltrace_core import Session
+session = Session({str(OBJECT)!r}, "auto").open()
+if os.fork() == 0:
+    os.close(1)
+    os.read(0, 1)
+    os._exit(0)
+os._exit(0)
+"""
+    before = own_programs()
+    reading, writing = os.pipe()
+    try:
+        subprocess.run([sys.executable, "-c", script], stdin=reading, check=True, timeout=60)
+
+        assert settled(before) == set(), "the child still holds the parent's programs"
+    finally:
+        os.close(writing)
+        os.close(reading)
+
+
+# ---- privileges ------------------------------------------------------------------------------
+
+
+def test_two_capabilities_are_enough() -> None:
+    data = OBJECT.read_bytes()
+
+    def act() -> list[int]:
+        with Session(data, "auto", filter=OWN) as session:
+            call(4)
+            return numbers(session)
+
+    act()  # imports what it needs
+    assert as_nobody(act) == [100, 101, 102, 103]
+
+
+def test_without_capabilities_the_error_names_them() -> None:
+    data = OBJECT.read_bytes()
+
+    def act() -> str:
+        try:
+            Session(data, "auto").open()
+        except KernelTraceError as error:
+            return f"{type(error).__name__}: {error}"
+        return "it opened"
+
+    told = as_nobody(act, ())
+
+    assert told.startswith("PrivilegeError")
+    assert "CAP_BPF" in told
+
+
+@pytest.fixture
+def nothing_left() -> Iterator[None]:
+    before = own_programs()
+    yield
+    assert settled(before) == set()
+
+
+def test_program_information_names_what_is_loaded(nothing_left: None) -> None:
+    with Session(OBJECT, "auto", filter=OWN) as session:
+        info = session.program_info()
+
+    assert set(info) == {"on_call"}
+    assert info["on_call"].id > 0
