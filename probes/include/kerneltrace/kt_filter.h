@@ -15,8 +15,8 @@
  * Process and thread numbers are those that the session's pid namespace has for them: its own
  * tasks and those of namespaces within. User numbers are those of the initial user namespace.
  *
- * Least kernel: 5.5. clang 12. This header brings five maps (about 500 KB) and two programs, which
- * are loaded only by a session that follows forks.
+ * Least kernel: 5.5. clang 12. This header brings six maps (about 500 KB) and three programs,
+ * which are loaded only by a session that follows forks.
  */
 #ifndef KERNELTRACE_KT_FILTER_H
 #define KERNELTRACE_KT_FILTER_H
@@ -82,6 +82,14 @@ struct {
 	__type(value, __u8);
 } kt_filter_uids SEC(".maps");
 
+/* Processes that end: from their number in the initial pid namespace to that in kt_filter_tgids. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u32);
+	__type(value, __u32);
+} kt_filter_ended SEC(".maps");
+
 /* The few members that are read; what stands behind ___ is nothing to the loader. */
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
@@ -132,6 +140,8 @@ struct css_set___kt {
 };
 
 struct task_struct___kt {
+	__u32 pid;
+	__u32 tgid;
 	struct task_struct___kt *group_leader;
 	struct pid___kt *thread_pid;
 	struct signal_struct___kt *signal;
@@ -271,19 +281,21 @@ int kt_follow_fork(__u64 *ctx)
 {
 	struct task_struct___kt *child = (void *)ctx[1];
 	struct kt_filter *filter = kt_filter_at(KT_FILTER_SETTINGS);
-	struct kt_ids parent;
-	__u32 *named, root, tgid;
+	__u32 *named, root, parent, tgid;
 
 	if (!filter || !(filter->flags & KT_FILTER_FOLLOW))
 		return 0;
-	parent = kt_current_ids(filter->pid_namespace);
-	named = bpf_map_lookup_elem(&kt_filter_tgids, &parent.tgid);
-	if (!named)
-		return 0;
+	parent = kt_current_ids(filter->pid_namespace).tgid;
 	tgid = kt_ids_in(child, filter->pid_namespace) >> 32;
 	/* A new thread of the same process is none of ours. */
-	if (!tgid || tgid == parent.tgid)
+	if (!tgid || tgid == parent)
 		return 0;
+	named = bpf_map_lookup_elem(&kt_filter_tgids, &parent);
+	if (!named) {
+		/* A stranger, whose number may be that of one who was wanted and is no more. */
+		bpf_map_delete_elem(&kt_filter_tgids, &tgid);
+		return 0;
+	}
 	root = *named;
 	if (bpf_map_update_elem(&kt_filter_tgids, &tgid, &root, BPF_ANY)) {
 		filter = kt_filter_at(KT_FILTER_LOSSES);
@@ -293,20 +305,43 @@ int kt_follow_fork(__u64 *ctx)
 	return 0;
 }
 
-/* Numbers are used again: a process leaves the set with its last thread. */
+/*
+ * A process leaves the set when nothing of it can happen any more, which is some time after its
+ * last thread came by here: then its number in the session's namespace is still known.
+ */
 SEC("?tp_btf/sched_process_exit")
 int kt_follow_exit(__u64 *ctx)
 {
 	struct task_struct___kt *task = (void *)ctx[0];
 	struct kt_filter *filter = kt_filter_at(KT_FILTER_SETTINGS);
-	struct kt_ids ids;
+	__u32 tgid, initial = bpf_get_current_pid_tgid() >> 32;
 
 	if (!filter || !(filter->flags & KT_FILTER_FOLLOW))
 		return 0;
 	if (BPF_CORE_READ(task, signal, live.counter))
 		return 0;
-	ids = kt_current_ids(filter->pid_namespace);
-	bpf_map_delete_elem(&kt_filter_tgids, &ids.tgid);
+	tgid = kt_current_ids(filter->pid_namespace).tgid;
+	if (!bpf_map_lookup_elem(&kt_filter_tgids, &tgid))
+		return 0;
+	if (bpf_map_update_elem(&kt_filter_ended, &initial, &tgid, BPF_ANY))
+		bpf_map_delete_elem(&kt_filter_tgids, &tgid);
+	return 0;
+}
+
+SEC("?tp_btf/sched_process_free")
+int kt_follow_free(__u64 *ctx)
+{
+	struct task_struct___kt *task = (void *)ctx[0];
+	__u32 initial = BPF_CORE_READ(task, tgid), *tgid, ended;
+
+	if (BPF_CORE_READ(task, pid) != initial)
+		return 0;
+	tgid = bpf_map_lookup_elem(&kt_filter_ended, &initial);
+	if (!tgid)
+		return 0;
+	ended = *tgid;
+	bpf_map_delete_elem(&kt_filter_tgids, &ended);
+	bpf_map_delete_elem(&kt_filter_ended, &initial);
 	return 0;
 }
 

@@ -15,7 +15,7 @@ from kerneltrace_core.btf.layout import ObjectLayout
 from kerneltrace_core.errors import MapKeyError, OptionError, UnsupportedError
 from kerneltrace_core.session.cgroups import cgroup_id
 
-__all__ = ["Filter", "FilterControl"]
+__all__ = ["FOLLOWERS", "Filter", "FilterControl"]
 
 # kt_filter.h
 SETTINGS = "kt_filter"
@@ -26,6 +26,8 @@ CGROUPS, UIDS = "kt_filter_cgroups", "kt_filter_uids"
 FLAGS = {TGIDS: 1, TIDS: 2, CGROUPS: 4, UIDS: 8}
 BY_NUMBER = FLAGS[TGIDS] | FLAGS[TIDS]
 FOLLOW = 16
+# The header's own programs, which are needed only to follow forks; attached before all others.
+FOLLOWERS = ("kt_follow_free", "kt_follow_exit", "kt_follow_fork")
 OPTIONS = {TGIDS: "pids", TIDS: "tids", CGROUPS: "cgroups", UIDS: "uids"}
 
 
@@ -37,7 +39,8 @@ class Filter:
     threads by number, as this process's pid namespace has them. ``cgroups``: control groups of
     version 2 with all that is in them, up to 31 levels deeper, by folder or number. ``uids``: as
     the initial user namespace has them. ``follow_forks``: also processes that those of ``pids``
-    start from now on, and theirs; each one stays until its last thread has ended.
+    start from now on, and theirs; a process that has ended is forgotten, which is else up to you:
+    its number is used again some day.
 
     None is no condition; an empty set is one that nobody meets. Immutable. Raises OptionError.
     """
@@ -131,7 +134,7 @@ class FilterControl:
     ) -> FilterControl | None:
         """Return the control of an object's maps; None if it was built without kt_filter.h.
 
-        ``follows``: the programs kt_follow_fork and kt_follow_exit are loaded and attached.
+        ``follows``: the programs FOLLOWERS are loaded and attached.
         """
         return cls(maps, follows=follows) if SETTINGS in layout.maps else None
 
