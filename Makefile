@@ -12,6 +12,8 @@ UNIT := tests/unit tests/kernels
 KERNELS ?= bullseye bookworm trixie sid host
 SELECT ?= kernel
 KERNEL_TIMEOUT ?= 1800
+# The interpreter for `make test-python`.
+NEWEST_PYTHON ?= 3.14
 # More arguments for pytest: make test-unit ARGS='-k step'
 ARGS ?=
 
@@ -26,7 +28,7 @@ PIP_INSTALL := -m pip install -qq
 
 .DELETE_ON_ERROR:
 .PHONY: help demo demo-django serve test test-unit test-other-pythons test-tiers test-kernel \
-	test-integration test-sanitized test-fresh test-kernels coverage lint lint-native format bench build doctor \
+	test-integration test-sanitized test-fresh test-python test-kernels coverage lint lint-native format bench build doctor \
 	bpf-objects deps deps-build clean
 
 help: ## list the targets
@@ -106,6 +108,10 @@ coverage: deps $(VENV)/.stamp ## measure, tier by tier, which statements the tes
 test-fresh: ## run README's two commands on a bare Debian, made with debootstrap (ARGS: for pytest)
 	@PYTHON='$(PYTHON)' sh tools/deps.sh fresh
 	@"$(PYTHON)" tests/fresh/run_fresh.py -- $(ARGS)
+
+test-python: ## run the unit and kernel tier on Debian sid's newest Python, in a root of its own
+	@PYTHON='$(PYTHON)' sh tools/deps.sh fresh
+	@"$(PYTHON)" tests/fresh/run_fresh.py --suite sid --python $(NEWEST_PYTHON) -- $(ARGS)
 
 lint: $(VENV)/.stamp lint-native ## check style, types and the C files
 	@$(BIN)/ruff check --quiet .

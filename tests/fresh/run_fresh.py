@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Run README's two commands on a bare Debian, then install the source distribution there.
 
-usage: run_fresh.py [--suite SUITE] [--keep-going] [-- PYTEST_ARGUMENT...]
+usage: run_fresh.py [--suite SUITE] [--python VERSION] [-- PYTEST_ARGUMENT...]
 
 The tree is a clone of this one's last commit. The arguments go to pytest by `make test ARGS=...`;
-without them the whole suite runs. Exit status 0 if every command ended well and the demo traced.
-Needs root, debootstrap and the network.
+without them the whole suite runs. With --python the commands are others: that interpreter of the
+suite runs the unit and the kernel tier. Exit status 0 if every command ended well and the demo
+traced. Needs root, debootstrap and the network.
 """
 
 from __future__ import annotations
@@ -40,6 +41,20 @@ def cache_folder() -> Path:
     own = os.environ.get("KERNELTRACE_CACHE")
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(own) if own else Path(home) / "kerneltrace"
+
+
+def packages_of(python: str | None) -> tuple[str, ...]:
+    """Return the packages of an interpreter that is not the suite's default."""
+    return (f"python{python}", f"python{python}-dev", f"python{python}-venv") if python else ()
+
+
+def commands_of(python: str | None, more: str) -> list[str]:
+    """Return what is to be run in the tree."""
+    arguments = f" ARGS={shlex.quote(more)}" if more else ""
+    if python is None:
+        return ["make demo", f"make test{arguments}", *SDIST]
+    chosen = f"PYTHON=/usr/bin/python{python}{arguments}"
+    return [f"make test-unit {chosen}", f"make test-kernel {chosen}"]
 
 
 def what_went_wrong(command: str, status: int, output: str) -> str | None:
@@ -85,21 +100,22 @@ def main() -> int:
     own, _, more = " ".join(sys.argv[1:]).partition("-- ")
     parser = argparse.ArgumentParser(prog="run_fresh.py")
     parser.add_argument("--suite", default="bookworm")
+    parser.add_argument("--python", metavar="VERSION")
     options = parser.parse_args(shlex.split(own.removesuffix("--")))
     enter_private_namespace()
     cache = cache_folder() / "debootstrap"
     # Not under /tmp: many a /tmp is mounted without devices or in memory.
     with tempfile.TemporaryDirectory(prefix="fresh-", dir=cache_folder()) as work:
         print(f"== fresh: debootstrap {options.suite}", flush=True)
-        with debian_root(options.suite, Path(work), cache / options.suite, PACKAGES) as fresh:
+        packages = (*PACKAGES, *packages_of(options.python))
+        with debian_root(options.suite, Path(work), cache / options.suite, packages) as fresh:
             subprocess.run(
                 ["git", "clone", "-q", "--no-local", TREE, fresh.root / HOME.lstrip("/")],
                 check=True,
             )
             commit = ask("git", "-C", str(TREE), "log", "-1", "--format=%h %s").strip()
             print(f"== fresh: {commit}", flush=True)
-            tests = f"make test ARGS={shlex.quote(more)}" if more else "make test"
-            return 0 if run_all(fresh, ["make demo", tests, *SDIST]) else 1
+            return 0 if run_all(fresh, commands_of(options.python, more)) else 1
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from debian_root import local_paths, parse_mirror, parse_pip_settings
-from run_fresh import what_went_wrong
+from run_fresh import commands_of, packages_of, what_went_wrong
 
 
 def test_pips_settings_become_its_environment() -> None:
@@ -57,3 +57,14 @@ def test_a_command_must_do_what_the_readme_promises(
     command: str, status: int, output: str, wrong: str | None
 ) -> None:
     assert what_went_wrong(command, status, output) == wrong
+
+
+def test_the_arguments_reach_pytest() -> None:
+    assert commands_of(None, "")[:2] == ["make demo", "make test"]
+    assert commands_of(None, "-k 'a b'")[1] == """make test ARGS='-k '"'"'a b'"'"''"""
+    assert commands_of("3.14", "-x") == [
+        "make test-unit PYTHON=/usr/bin/python3.14 ARGS=-x",
+        "make test-kernel PYTHON=/usr/bin/python3.14 ARGS=-x",
+    ]
+    assert packages_of(None) == ()
+    assert "python3.14-venv" in packages_of("3.14")
