@@ -19,7 +19,6 @@ from kerneltrace_core.events.decoding import (
     decode_scalar,
     field_of,
     raw,
-    size_of,
 )
 from kerneltrace_core.events.engine import REST, Field, KernelEvent
 from kerneltrace_core.events.naming import class_name, field_name
@@ -56,8 +55,9 @@ def event_class(layout: StructLayout) -> type[KernelEvent]:
 
 def field_by_type(layout: StructLayout, member: FieldLayout) -> Field:
     """Return the field of a member as it is in C."""
-    if size_of(member.type) == 0 and member is not layout.fields()[-1]:
-        return field_of(member, Decoding("b", 0))  # an array of none: a label for the next one
+    label = isinstance(member.type, ArrayLayout) and not member.type.count
+    if label and member is not layout.fields()[-1]:
+        return field_of(member, Decoding("b", 0))  # of the field after it
     return field_of(member, decode(member.type))
 
 
