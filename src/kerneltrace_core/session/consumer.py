@@ -65,10 +65,11 @@ class Consumer:
         self.waiter = waiter
         self.only = only
         self.failure: Exception | None = None  # of `only`, a user's function
-        self.asleep = False
+        self.asleep = 0  # how many sleep now: one thread, or tasks of one event loop
         self.closed = False
         self.counts = ConsumerCounts()
         self._turn = threading.RLock()
+        self._suspended = False
         self.exact = selector is not None and bool(selector.exact)
         self.layout = None
         if selector is not None:
@@ -126,10 +127,15 @@ class Consumer:
         """Do as ``next_batch``, on asyncio (uvloop too) or trio (anyio on either)."""
         self.hub.check()
         search = _Search(self, timeout)
-        # Before anything is taken, so that nothing is lost when this is cancelled; and under a
-        # flood the other tasks get their turn.
-        await checkpoint()
+        # At every second batch at the latest the other tasks get their turn, also under a flood;
+        # before anything is taken, so that nothing is lost when this is cancelled.
+        if self._suspended:
+            self._suspended = False
+        else:
+            self._suspended = True
+            await checkpoint()
         while (pause := search.step()) is not None:
+            self._suspended = True
             if pause:
                 await self._sleep_async(pause)
             else:
@@ -137,14 +143,16 @@ class Consumer:
         return search.batch
 
     def _sleep(self, pause: float) -> None:
-        self.asleep = True
-        # Between the look before and the sleep somebody may have put something.
-        if not (self.queue.records or self.closed or self.hub.ended):
-            self.waiter.wait(None if pause == math.inf else pause)
-        self.asleep = False
+        self.asleep += 1
+        try:
+            # Between the look before and the sleep somebody may have put something.
+            if not (self.queue.records or self.closed or self.hub.ended):
+                self.waiter.wait(None if pause == math.inf else pause)
+        finally:
+            self.asleep -= 1
 
     async def _sleep_async(self, pause: float) -> None:
-        self.asleep = True
+        self.asleep += 1
         try:
             if not (self.queue.records or self.closed or self.hub.ended):
                 await self.waiter.wait_async(None if pause == math.inf else pause)
@@ -153,7 +161,7 @@ class Consumer:
             self.hub.wake_others(self)
             raise
         finally:
-            self.asleep = False
+            self.asleep -= 1
 
     def _spin(self) -> bool:
         left = self.hub.spin_us

@@ -35,7 +35,8 @@ class _Stream:
     Iterating again goes on where the last iteration stopped. Iteration ends when the stream or
     the session is closed (from any thread, at once), or nothing came for ``timeout`` seconds.
     By ``for``, threads that share a stream get each event once; by ``async for``, tasks of one
-    event loop: asyncio, uvloop, trio, and anyio on either. A stream is read in one of both ways.
+    event loop: asyncio, uvloop, and anyio on it; under trio one task. A stream is read in one of
+    both ways.
     """
 
     def __init__(self, consumer: Consumer, timeout: float | None) -> None:
