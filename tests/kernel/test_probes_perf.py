@@ -13,8 +13,8 @@ from harness.nobody import as_nobody
 from harness.probing import open_descriptors, probing, wait_until
 from harness.tiers import Require
 from kerneltrace_core.errors import AttachError, PrivilegeError, UnsupportedError
+from kerneltrace_core.kernel.processors import online_processors
 from kerneltrace_core.kernel.support import Support
-from kerneltrace_core.session.perfevents import ONLINE, parse_cpus
 from kerneltrace_core.session.probes import PerfEvent
 from kerneltrace_core.session.refusals import read_paranoid
 
@@ -65,8 +65,7 @@ def test_every_page_fault_is_a_sample_of_count_1() -> None:
 
 
 def test_a_system_wide_event_samples_every_processor() -> None:
-    with open(ONLINE) as file:
-        online = parse_cpus(file.read())
+    online = online_processors()
     with probing("attach", PerfEvent(500)) as probes:
         for cpu in online:
             before = probes["perf_hits"]

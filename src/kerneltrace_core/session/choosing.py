@@ -81,7 +81,7 @@ def check_fit(spec: Probe, program: ProgramFacts) -> None:
         article = ARTICLES.get(name, "a")
         cause = Cause(
             f"it is {article} {name} program",
-            f'a {spec.kind} takes programs of SEC("{spec.sections[0]}/...")',
+            f'for {spec.kind} take a program of SEC("{spec.sections[0]}")',
         )
         raise refuse(spec, program, errno.EINVAL, cause)
     if spec.attach_types and program.attach_type not in spec.attach_types:

@@ -10,6 +10,7 @@ from pathlib import Path
 from kerneltrace_core._native import attach as native
 from kerneltrace_core.bpf.program import ProgramFacts
 from kerneltrace_core.errors import AttachError, UnsupportedError
+from kerneltrace_core.kernel.processors import online_processors
 from kerneltrace_core.session.attached import Attached, Descriptors
 from kerneltrace_core.session.process_probes import EVENTS, HARDWARE, PerfEvent
 from kerneltrace_core.session.refusals import (
@@ -22,26 +23,9 @@ from kerneltrace_core.session.refusals import (
 )
 from kerneltrace_core.session.tracepoints import run_on_perf_event
 
-__all__ = ["attach_perf_event", "parse_cpus"]
+__all__ = ["attach_perf_event"]
 
-ONLINE = "/sys/devices/system/cpu/online"
 MAX_RATE = "/proc/sys/kernel/perf_event_max_sample_rate"
-
-
-def parse_cpus(text: str) -> list[int]:
-    """Return the numbers in ``0-3,6``. Raises ValueError. Pure."""
-    found: list[int] = []
-    for part in filter(None, text.strip().split(",")):
-        first, _, last = part.partition("-")
-        found.extend(range(int(first), int(last or first) + 1))
-    return found
-
-
-def _online() -> list[int]:
-    try:
-        return parse_cpus(Path(ONLINE).read_text())
-    except (OSError, ValueError):
-        return list(range(os.cpu_count() or 1))
 
 
 def _threads(pid: int) -> list[int]:
@@ -57,7 +41,7 @@ def attach_perf_event(program_fd: int, program: ProgramFacts, spec: PerfEvent) -
     Threads that a process starts later are counted too; its children are not, from 5.13 on.
     """
     if spec.pid is None:
-        where = [(-1, cpu) for cpu in ([spec.cpu] if spec.cpu is not None else _online())]
+        where = [(-1, cpu) for cpu in ([spec.cpu] if spec.cpu is not None else online_processors())]
     else:
         where = [(tid, -1 if spec.cpu is None else spec.cpu) for tid in _threads(spec.pid)]
         if not where:
@@ -114,7 +98,11 @@ def _explain(code: int, spec: PerfEvent) -> Cause:
             'take a software event: event="cpu-clock"',
             UnsupportedError,
         )
-    if code in (errno.ENODEV, errno.EINVAL) and spec.cpu is not None and spec.cpu not in _online():
+    if (
+        code in (errno.ENODEV, errno.EINVAL)
+        and spec.cpu is not None
+        and spec.cpu not in online_processors()
+    ):
         return Cause(f"there is no processor {spec.cpu}, or it is offline")
     if code == errno.EINVAL and spec.frequency_hz:
         limit = _max_rate()
