@@ -1,0 +1,443 @@
+"""A filter lets through every call of whom it wants, and no call of anybody else."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.filtering import call, filtering, in_child
+from harness.tiers import Require
+from kerneltrace_core.errors import OptionError
+from kerneltrace_core.kernel.support import Support
+from kerneltrace_core.session.filters import Filter
+
+pytestmark = pytest.mark.kernel
+
+NOBODY = 65534
+UNUSED = 4194304  # PID_MAX_LIMIT: numbers end below it
+OWN = Filter(current_process=True)
+OWN_AND_CHILDREN = Filter(current_process=True, follow_forks=True)
+TESTS = Path(__file__).parents[1]
+PATIENCE_SECONDS = 60
+
+
+@pytest.fixture(autouse=True)
+def programs(require: Require) -> None:
+    require("tracepoint:sys_enter")
+
+
+def eventually(reached: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not reached() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return reached()
+
+
+def in_thread(act: Callable[[], object]) -> None:
+    thread = threading.Thread(target=act)
+    thread.start()
+    thread.join()
+
+
+# ---- processes ----------------------------------------------------------------------
+
+
+def test_without_a_filter_everybody_is_wanted() -> None:
+    with filtering(None) as found:
+        call(100)
+        in_child(lambda: call(50))
+
+        assert found.wanted() >= 150
+        assert found.filtered() == 0
+
+
+def test_only_the_calls_of_the_own_process_are_counted_and_the_rest_as_filtered() -> None:
+    with filtering(OWN) as found:
+        call(100)
+        in_thread(lambda: call(20))
+        in_child(lambda: call(50))
+
+        assert found.wanted() == 120
+        assert found.filtered() >= 50
+
+
+def test_other_processes_are_named_by_number() -> None:
+    with filtering(Filter(pids=[])) as found:
+        go, told = os.pipe()
+        child = os.fork()
+        if not child:
+            os.read(go, 1)
+            call(70)
+            os._exit(0)
+        call(100)
+        found.control.set(Filter(pids=[child]))
+        call(100)
+        os.write(told, b"x")
+        os.waitpid(child, 0)
+
+        assert found.wanted() == 70
+        os.close(go)
+        os.close(told)
+
+
+def test_an_empty_set_is_nobody() -> None:
+    with filtering(Filter(pids=())) as found:
+        call(100)
+
+        assert found.wanted() == 0
+
+
+def test_threads_are_named_by_number() -> None:
+    with filtering(Filter(tids=[])) as found:
+
+        def work() -> None:
+            call(10)
+            found.control.set(Filter(tids=[threading.get_native_id()]))
+            call(30)
+
+        in_thread(work)
+        call(100)
+
+        assert found.wanted() == 30
+
+
+def test_every_condition_has_to_be_met() -> None:
+    with filtering(Filter(current_process=True, tids=[threading.get_native_id()])) as found:
+        call(10)
+        in_thread(lambda: call(100))
+
+        assert found.wanted() == 10
+
+        found.control.set(Filter(current_process=True, uids=[os.getuid() + 1]))
+        call(10)
+
+        assert found.wanted() == 0
+
+
+def test_users_are_named_by_number(require: Require) -> None:
+    require("capability:cap_setuid")
+
+    def work() -> None:
+        call(10)
+        os.setuid(NOBODY)
+        call(40)
+
+    with filtering(Filter(uids=[NOBODY])) as found:
+        call(100)
+        in_child(work)
+
+        assert found.wanted() == 40
+
+
+# ---- changes ------------------------------------------------------------------------
+
+
+def test_a_change_holds_from_the_next_call_on() -> None:
+    with filtering(Filter(pids=[])) as found:
+        for turn in range(20):
+            found.control.set(OWN if turn % 2 else Filter(tids=[1]))
+            call(100)
+        found.control.clear()
+        before = found.wanted()
+        call(100)
+
+        assert before == 1000
+        assert found.wanted() >= 100
+        assert found.control.filter == Filter()
+        assert found.control.processes == frozenset()
+
+
+def test_who_is_wanted_all_along_misses_no_call_while_filters_change() -> None:
+    own, thread = os.getpid(), threading.get_native_id()
+    filters = [
+        Filter(current_process=True),
+        Filter(pids=[own, UNUSED]),
+        Filter(tids=[thread, UNUSED]),
+        Filter(pids=[own, UNUSED - 1], tids=[thread]),
+        Filter(uids=[os.getuid()], tids=[thread]),
+        Filter(uids=[os.getuid(), NOBODY], pids=[own]),
+    ]
+    done = threading.Event()
+
+    with filtering(filters[0]) as found:
+
+        def change() -> None:
+            try:
+                for _ in range(30):
+                    for each in filters:
+                        found.control.set(each)
+            finally:
+                done.set()
+
+        changing = threading.Thread(target=change)
+        changing.start()
+        made = 0
+        while not done.is_set():
+            call(100)
+            made += 100
+        changing.join()
+
+        assert found.wanted() == made
+
+
+# ---- children -----------------------------------------------------------------------
+
+
+def test_children_are_not_followed_unless_it_is_asked_for() -> None:
+    with filtering(OWN, follows=True) as found:
+        in_child(lambda: call(50))
+        call(10)
+
+        assert found.wanted() == 10
+
+
+def test_children_and_their_children_are_followed_from_their_first_call_on() -> None:
+    def work() -> None:
+        call(50)
+        in_child(lambda: call(7))
+
+    with filtering(OWN_AND_CHILDREN, follows=True) as found:
+        call(10)
+        in_child(work)
+        in_thread(lambda: call(5))
+
+        assert found.wanted() == 72
+        assert found.control.unfollowed == 0
+        assert eventually(lambda: found.control.processes == {os.getpid()})
+
+
+def test_a_child_is_followed_until_its_last_thread_has_ended() -> None:
+    libc = ctypes.CDLL(None)
+    exit_thread = 60 if os.uname().machine == "x86_64" else 93
+
+    def work() -> None:
+        leader = os.getpid()
+        ended = threading.Event()
+
+        def rest() -> None:
+            ended.wait()
+            while Path(f"/proc/self/task/{leader}/stat").read_text().split(") ")[1][0] != "Z":
+                time.sleep(0.001)
+            call(30)
+            os._exit(0)
+
+        threading.Thread(target=rest).start()
+        ended.set()
+        libc.syscall(exit_thread, 0)
+
+    with filtering(OWN_AND_CHILDREN, follows=True) as found:
+        in_child(work)
+
+        assert found.wanted() == 30
+        assert eventually(lambda: found.control.processes == {os.getpid()})
+
+
+def test_followed_children_stay_while_the_process_they_descend_from_is_wanted() -> None:
+    own = os.getpid()
+    with filtering(OWN_AND_CHILDREN, follows=True) as found:
+        go, told = os.pipe()
+        child = os.fork()
+        if not child:
+            os.read(go, 1)
+            call(50)
+            os._exit(0)
+        found.control.set(Filter(pids=[own, UNUSED], follow_forks=True))
+        stayed = found.control.processes
+        found.control.set(Filter(pids=[UNUSED], follow_forks=True))
+        gone = found.control.processes
+        os.write(told, b"x")
+        os.waitpid(child, 0)
+        os.close(go)
+        os.close(told)
+
+        assert stayed == {own, child, UNUSED}
+        assert gone == {UNUSED}
+        assert found.wanted() == 0
+
+
+def test_children_for_whom_there_is_no_room_are_counted() -> None:
+    with filtering(OWN_AND_CHILDREN, follows=True, processes=1) as found:
+        in_child(lambda: call(50))
+        in_child(lambda: call(50))
+        call(10)
+
+        assert found.wanted() == 10
+        assert found.control.unfollowed == 2
+
+
+def test_forks_cannot_be_followed_by_a_session_that_did_not_begin_so() -> None:
+    with filtering(OWN) as found:
+        with pytest.raises(OptionError, match="Filter option follow_forks: True in a session"):
+            found.control.set(OWN_AND_CHILDREN)
+
+        assert found.control.filter == OWN
+
+
+def test_more_processes_than_there_is_room_for_are_refused_before_anything_changes() -> None:
+    with filtering(OWN, processes=3) as found:
+        with pytest.raises(OptionError, match=r"pids: 4 given, map kt_filter_tgids has room for 3"):
+            found.control.set(Filter(pids=[1, 2, 3, 4]))
+        call(10)
+
+        assert found.wanted() == 10
+
+
+# ---- control groups -----------------------------------------------------------------
+
+
+@pytest.fixture
+def group(require: Require) -> Iterator[Path]:
+    """Return a new control group of version 2, empty, removed afterwards with what is in it."""
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    mounted = [Path(place) for _, place, kind, *_ in mounts if kind == "cgroup2"]
+
+    def probe() -> Support:
+        if not mounted:
+            return Support.no("no control groups of version 2 are mounted")
+        writable = os.access(mounted[0], os.W_OK)
+        return Support.yes() if writable else Support.no(f"{mounted[0]} cannot be written")
+
+    require("control groups of version 2", probe=probe)
+    folder = mounted[0] / f"kerneltrace-test-{os.getpid()}"
+    folder.mkdir()
+    yield folder
+    for each in sorted(folder.rglob("*"), reverse=True):
+        if each.is_dir():
+            each.rmdir()
+    folder.rmdir()
+
+
+def call_in(group: Path, count: int) -> None:
+    (group / "cgroup.procs").write_text("0")
+    call(count)
+
+
+def test_control_groups_are_named_by_folder_or_number(group: Path) -> None:
+    with filtering(Filter(cgroups=[group])) as found:
+        call(100)
+        in_child(lambda: call_in(group, 40))
+
+        assert found.wanted() == 40
+
+        found.control.set(Filter(cgroups=[group.stat().st_ino]))
+        in_child(lambda: call_in(group, 30))
+
+        assert found.wanted() == 30
+
+
+def test_a_control_group_includes_those_within_and_not_those_around(group: Path) -> None:
+    inner = group / "middle" / "inner"
+    inner.mkdir(parents=True)
+
+    with filtering(Filter(cgroups=[group])) as found:
+        in_child(lambda: call_in(inner, 40))
+
+        assert found.wanted() == 40
+
+        found.control.set(Filter(cgroups=[inner]))
+        in_child(lambda: call_in(group, 40))
+
+        assert found.wanted() == 0
+
+
+def test_a_folder_that_is_no_control_group_is_refused(tmp_path: Path) -> None:
+    with filtering(OWN) as found:
+        with pytest.raises(OptionError, match=r"cgroups: .* is no control group of version 2"):
+            found.control.set(Filter(cgroups=[tmp_path]))
+
+        assert found.control.filter == OWN
+
+
+# ---- pid namespaces -----------------------------------------------------------------
+
+
+def unshared(script: str, *options: str) -> subprocess.Popen[str]:
+    """Start Python as the first process of a new pid namespace."""
+    unshare = shutil.which("unshare")
+    assert unshare is not None
+    return subprocess.Popen(
+        [unshare, "--pid", "--fork", *options, sys.executable, "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(TESTS)},
+    )
+
+
+INSIDE = """
+import os
+from harness.filtering import call, filtering, in_child
+from kerneltrace_core.session.filters import Filter
+outside = int(input())
+assert os.getpid() == 1
+with filtering(Filter(current_process=True)) as found:
+    call(100)
+    in_child(lambda: call(50))
+    print(found.wanted())
+    found.control.set(Filter(pids=[outside]))
+    print("ready", flush=True)
+    input()
+    print(found.wanted())
+with filtering(Filter(current_process=True, follow_forks=True), follows=True) as found:
+    call(100)
+    in_child(lambda: (call(50), in_child(lambda: call(3))))
+    print(found.wanted())
+"""
+
+
+@pytest.mark.parametrize("options", [(), ("--mount-proc",)], ids=["outer /proc", "own /proc"])
+def test_a_session_inside_a_pid_namespace_goes_by_its_own_numbers(
+    require: Require, options: tuple[str, ...]
+) -> None:
+    require("capability:cap_sys_admin")
+    inside = unshared(INSIDE, *options)
+    assert inside.stdin is not None
+    assert inside.stdout is not None
+
+    inside.stdin.write(f"{os.getpid()}\n")
+    inside.stdin.flush()
+    own_and_no_child = inside.stdout.readline()
+    ready = inside.stdout.readline()
+    # The number that the session was told is this process's, and means nobody in there.
+    call(100)
+    rest, _ = inside.communicate("go\n")
+
+    assert ready == "ready\n"
+    assert own_and_no_child == "100\n"
+    assert rest.split() == ["0", "153"]
+
+
+def test_processes_of_a_namespace_within_are_named_by_their_outer_number(
+    require: Require,
+) -> None:
+    require("capability:cap_sys_admin")
+    script = "import os; print(flush=True); input(); [os.getppid() for _ in range(60)]"
+    inside = unshared(script)
+    assert inside.stdout is not None
+    inside.stdout.readline()
+    (child,) = map(int, Path(f"/proc/{inside.pid}/task/{inside.pid}/children").read_text().split())
+
+    with filtering(Filter(pids=[child])) as found:
+        call(100)
+        inside.communicate("go\n")
+
+        assert found.wanted() == 60
+
+
+def test_a_followed_child_may_begin_a_namespace(require: Require) -> None:
+    require("capability:cap_sys_admin")
+
+    with filtering(OWN_AND_CHILDREN, follows=True) as found:
+        unshared("import os; [os.getppid() for _ in range(60)]").communicate()
+
+        assert found.wanted() == 60
+        assert eventually(lambda: found.control.processes == {os.getpid()})
