@@ -34,7 +34,7 @@ struct anonymous { __u8 kind; union { struct { __u32 v4; __u16 port; }; __u8 v6[
     union { __u64 deep; struct { __u32 low; __u32 high; }; }; }; __u8 last; };
 union both { __u64 whole; struct { __u32 low; __u32 high; }; __u8 bytes[12]; };
 struct bits { __u32 a : 3; __u32 b : 5; __u32 c : 20; __s32 d : 6; __u64 e : 40; __u8 f : 1;
-    __u8 : 2; _Bool g : 1; enum level h : 3; __u32 : 0; __u16 i : 9; };
+    __u8 : 2; _Bool g : 1; enum level h : 3; __u32 : 0; __u16 i : 9; __be16 j : 4; };
 struct __attribute__((packed)) packed { __u8 a; __u64 b; __u16 c; struct point d; __u32 e; };
 struct __attribute__((packed)) packed_bits { __u8 a : 7; __u64 b : 60; __u32 c : 13; __s32 d : 30;
     __u8 e : 2; };
@@ -55,7 +55,7 @@ STRUCTS = {
     "nested": "key inside task either",
     "anonymous": "kind v4 port v6 deep low high last",
     "both": "whole low high bytes",
-    "bits": "a b c d e f g h i",
+    "bits": "a b c d e f g h i j",
     "packed": "a b c d e",
     "packed_bits": "a b c d e",
     "bits_between": "before a b after",

@@ -21,13 +21,14 @@ from harness.btf_encoder import BtfWriter
 from harness.c_types import STRUCTS, bpf_source
 from kerneltrace_core.btf.format import parse_btf
 from kerneltrace_core.btf.layout import ObjectLayout
-from kerneltrace_core.codegen import generate, names
+from kerneltrace_core.codegen import generate, map_types, names
 from kerneltrace_core.codegen.__main__ import main
 from kerneltrace_core.codegen.module import IMPORTS, TYPES
 from kerneltrace_core.errors import FormatError, OptionError
 from kerneltrace_core.events import naming
 from kerneltrace_core.events.binding import bind
 from kerneltrace_core.events.classes import event_class
+from kerneltrace_core.maps import opening
 from unit.test_btf_object import SOURCE
 
 pytestmark = pytest.mark.skipif(
@@ -47,6 +48,9 @@ struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 8); __type(key, _
     __type(value, enum verdict); } verdicts SEC(".maps");
 struct { __uint(type, BPF_MAP_TYPE_PERCPU_HASH); __uint(max_entries, 8); __type(key, char[16]);
     __type(value, struct flow); } by_name SEC(".maps");
+union both { __u64 whole; __u32 half[2]; };
+struct { __uint(type, BPF_MAP_TYPE_QUEUE); __uint(max_entries, 8);
+    __type(value, union both); } choices SEC(".maps");
 const volatile __u32 limit = 5;
 _Bool enabled;
 enum verdict last;
@@ -114,6 +118,21 @@ def test_an_object_with_our_header_becomes_its_events_and_what_they_are_made_of(
         class_: u64
 
 
+    @kernel_event("both")
+    class Both(KernelEvent):
+        """union both, 8 bytes."""
+
+        whole: u64
+        half: Annotated[tuple[int, ...], Array(u32, 2)]
+
+
+    class BothFields(TypedDict, total=False):
+        """What both can be written from."""
+
+        whole: int
+        half: Sequence[int]
+
+
     class FlowFields(TypedDict):
         """What flow can be written from."""
 
@@ -123,7 +142,7 @@ def test_an_object_with_our_header_becomes_its_events_and_what_they_are_made_of(
     assert textwrap.dedent(expected).strip() in text
     # What our header brings is the session's business.
     assert "kt_counters" not in text.lower()
-    assert 'Literal["by_name", "flows", "verdicts"]' in text
+    assert 'Literal["by_name", "choices", "flows", "verdicts"]' in text
 
 
 def test_the_same_object_gives_the_same_text_without_dates_and_paths(tmp_path: Path) -> None:
@@ -339,6 +358,12 @@ def test_the_name_of_a_file_stays_within_its_text() -> None:
     assert compile(text, "generated", "exec")
 
 
+def test_maps_have_the_classes_that_are_opened() -> None:
+    opened = {int(number): cls.__name__ for number, cls in opening.CLASSES.items()}
+
+    assert {number: row[0] for number, row in map_types.CLASSES.items()} == opened
+
+
 def test_what_generated_modules_import_is_there() -> None:
     for module, wanted in IMPORTS.items():
         assert not [each for each in wanted if not hasattr(importlib.import_module(module), each)]
@@ -383,6 +408,7 @@ def right(session: ProbeSession) -> None:
         port: int = flow.port + session.typed_maps.flows[flow]
     ports: list[int] = [each.port for each in session.typed_maps.by_name["x"]]
     session.typed_maps.verdicts[3] = Verdict.DROP
+    session.typed_maps.choices.push({"whole": 3})
     session.typed_variables.enabled = session.typed_variables.limit > 4
     ProbeSession("probe.bpf.o", variables={"limit": 3, "trace_open.runs": 1})
     ProbeSession("probe.bpf.o", programs=[ProbePrograms.trace_open], map_sizes={"flows": 9})
@@ -415,6 +441,7 @@ def other(session: ObjectSession) -> None:
     text: str = session.typed_maps.waiting.pop()
     ObjectPrograms.on_switch
     session.typed_maps.by_key[(1, 2)]  # wrong
+    session.typed_variables.start = session.typed_variables.start  # wrong
     session.typed_maps.waiting.push(3)  # wrong
     session.typed_maps.totals["x"]  # wrong
 """
@@ -448,4 +475,4 @@ def test_a_wrong_name_or_type_is_an_error_of_mypy_and_what_is_right_is_none(
         if line.endswith("  # wrong")
     ]
     assert sorted(found) == sorted(expected), done.stdout + done.stderr
-    assert len(expected) == 20
+    assert len(expected) == 21

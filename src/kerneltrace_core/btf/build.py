@@ -139,7 +139,9 @@ class LayoutBuilder:
         offset = start // 8 // layout.size * layout.size
         if end > 8 * (offset + layout.size) or offset + layout.size > struct.size:
             offset = start // 8
-        return FieldLayout(member.name, offset, layout, start - 8 * offset, bits)
+        # Bits have no bytes to be in network order: the compiler keeps them as any others.
+        native = replace(layout, big_endian=False)
+        return FieldLayout(member.name, offset, native, start - 8 * offset, bits)
 
     def _pointer_name(self, pointer: Pointer) -> str:
         stars = "*"

@@ -27,8 +27,6 @@ class Annotator:
         layout, inside = member.type, f"{struct}_{member.name}"
         if isinstance(layout, ArrayLayout):
             return self._array(layout, inside)
-        if member.bit_size and isinstance(layout, Scalar) and layout.big_endian:
-            return "int"
         return self._single(layout, inside)
 
     def value(self, layout: TypeLayout, inside: str) -> str:
