@@ -257,6 +257,35 @@ def test_nothing_wakes_up_while_nothing_happens(program: RingProgram, hub: Hub) 
     assert wakeups_after == wakeups
 
 
+def test_a_ring_that_is_held_back_wakes_nobody_again_and_again(
+    program: RingProgram, hub: Hub
+) -> None:
+    full = events(program, hub, capacity=1, overflow="block")
+    keen = events(program, hub)
+    program.produce(10)
+    assert next(iter(keen)).number == 0
+    thread = threading.Thread(target=list, args=(keen,))
+    thread.start()
+    while not keen._consumer.asleep:
+        time.sleep(0.001)
+    time.sleep(0.05)
+
+    before = voluntary_switches(thread.native_id or 0)
+    time.sleep(0.5)
+    after = voluntary_switches(thread.native_id or 0)
+    found = []
+    for event in full:
+        found.append(event.number)
+        if len(found) == 10:
+            break
+    hub.close()
+    thread.join(10)
+
+    assert after == before
+    assert found == list(range(10))
+    assert keen.counts().delivered == 10
+
+
 def test_an_idle_event_loop_sleeps_too(program: RingProgram, inline: Hub) -> None:
     stream = events(program, inline)
 

@@ -574,3 +574,28 @@ def test_the_only_reader_takes_no_more_at_once_than_its_queue_holds(
 
     assert batches == [[0, 1, 2], [3, 4, 5], [6, 7]]
     assert (inline.stats().delivered, inline.stats().dropped) == (8, 0)
+
+
+def test_known_tags_say_nothing_where_readers_look_elsewhere(ring: FakeRing) -> None:
+    hub = Hub(ring, known=Selector(2, False, 0, 2, (UNKNOWN,)))
+    consumer = hub.subscribe(Selector(16, True, 4, 1, (0,)))
+    ring.submit(a(1), a(2)[:4] + b"\x01" + a(2)[5:], a(3))
+
+    batch = consumer.next_batch(10)
+    counts = hub.stats()
+    hub.close()
+
+    assert batch is not None
+    assert batch[2] == 2
+    assert (counts.delivered, counts.unknown, counts.malformed) == (2, 1, 0)
+
+
+def test_a_reader_of_raw_records_claims_what_nobody_else_reads(inline: Hub, ring: FakeRing) -> None:
+    raw, typed = inline.subscribe(None), inline.subscribe(SELECT_A)
+    ring.submit(a(1), b(1), a(2)[:12])
+
+    assert raw.next_batch(10)[2] == 3  # type: ignore[index]
+    assert all_numbers(typed, 1) == [1]
+    counts = inline.stats()
+    assert (counts.records, counts.unclaimed) == (3, 0)
+    assert (counts.unknown, counts.malformed) == (1, 1)
