@@ -19,7 +19,7 @@ import pytest
 
 import kerneltrace_core
 from harness.forked import in_child
-from harness.leaks import program_ids
+from harness.leaks import held_by, program_ids
 from harness.nobody import as_nobody
 from harness.objects import compile_object
 from kerneltrace_core import (
@@ -39,6 +39,7 @@ OWN = Filter(current_process=True)
 FLOOD = BtfTracepoint("sys_exit", program="on_flood")
 LOST_PROBE = BtfTracepoint("no_such_tracepoint_at_all", program="on_call")
 SOURCE = Path(kerneltrace_core.__file__).parents[1]
+TESTS = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -61,14 +62,12 @@ def descriptors() -> int:
 
 
 def own_programs() -> set[int]:
-    """Return the programs of this kernel; several looks, as they are freed a little late."""
-    found = program_ids()
-    assert found is not None, "needs root"
-    return found
+    """Return the programs that this process holds by a descriptor, its links' too."""
+    return held_by(Path("/proc/self"))
 
 
 def settled(programs: set[int]) -> set[int]:
-    """Return what is loaded beyond ``programs``, once that is stable."""
+    """Return what this process holds beyond ``programs``; a thread may still be closing."""
     deadline = time.monotonic() + 10
     while (more := own_programs() - programs) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -451,21 +450,35 @@ def test_forks_while_streaming_leave_nothing_and_take_nothing() -> None:
 def test_the_programs_end_with_the_parent_though_a_child_lives_on() -> None:
     script = f"""
 import os, sys
-sys.path.insert(0, {str(SOURCE)!r})
+sys.path[:0] = [{str(SOURCE)!r}, {str(TESTS)!r}]
+from pathlib import Path
+from harness.leaks import held_by
 from kerneltrace_core import Session
 session = Session({str(OBJECT)!r}, "auto").open()
+print(*held_by(Path("/proc/self")), flush=True)
 if os.fork() == 0:
     os.close(1)
     os.read(0, 1)
     os._exit(0)
 os._exit(0)
 """
-    before = own_programs()
     reading, writing = os.pipe()
     try:
-        subprocess.run([sys.executable, "-c", script], stdin=reading, check=True, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            stdin=reading,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        programs = {int(number) for number in done.stdout.split()}
+        assert programs
 
-        assert settled(before) == set(), "the child still holds the parent's programs"
+        deadline = time.monotonic() + 10
+        while (left := programs & (program_ids() or set())) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert left == set(), "the child still holds the parent's programs"
     finally:
         os.close(writing)
         os.close(reading)
