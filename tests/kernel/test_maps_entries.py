@@ -164,7 +164,7 @@ def test_a_full_hash_names_its_size_and_the_remedy() -> None:
         few = loaded.maps["few"]
         few.update(dict.fromkeys(range(4), 0))
 
-        with pytest.raises(MapFullError, match=r"max_entries is 4 .*maps=\{'few': 8\}") as told:
+        with pytest.raises(MapFullError, match=r"max_entries is 4 .*map_sizes=\{'few': 8\}") as told:
             few[4] = 0
 
         assert told.value.errno == 7

@@ -247,6 +247,24 @@ def test_a_pinned_map_of_another_shape_is_refused(bpf_folder: Path) -> None:
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
+def test_a_map_opened_to_be_read_is_not_changed(bpf_folder: Path) -> None:
+    place = bpf_folder / "table"
+    with created(HASH) as table:
+        table.pin(place)
+        table[1] = 10
+    with open_pinned(place, HASH, read_only=True) as again:
+        assert again.as_dict() == {1: 10}
+        assert again.info.access == "read"
+        for change in (
+            lambda: again.update({1: 2}),
+            lambda: again.pop(1),
+            lambda: again.clear(),
+            lambda: again.__delitem__(1),
+        ):
+            with pytest.raises(MapError, match="map table: it is open to be read only"):
+                change()
+
+
 def test_a_pinned_program_is_not_taken_for_a_map(bpf_folder: Path) -> None:
     with map_object() as loaded:
         maps.pin(loaded.object.program_fd("landed"), str(bpf_folder / "program"))

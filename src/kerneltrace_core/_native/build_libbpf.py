@@ -78,6 +78,7 @@ struct kt_map_plan { const char *name; uint32_t type, key_size, value_size, max_
                      int inner_fd; };
 int kt_map_info(int map_fd, struct kt_map_info *info);
 int kt_map_create(const struct kt_map_plan *plan);
+int kt_pinned_open(const char *path, uint32_t flags);
 int kt_map_batch(int map_fd, const void *from, void *next, void *keys, void *values,
                  uint32_t *count, int take);
 int bpf_map_lookup_elem_flags(int fd, const void *key, void *value, uint64_t flags);
@@ -86,7 +87,6 @@ int bpf_map_lookup_and_delete_elem(int fd, const void *key, void *value);
 int bpf_map_get_next_key(int fd, const void *key, void *next_key);
 int bpf_map_freeze(int fd);
 int bpf_obj_pin(int fd, const char *path);
-int bpf_obj_get(const char *path);
 int bpf_map_get_fd_by_id(uint32_t id);
 
 struct btf *btf__load_vmlinux_btf(void);

@@ -8,6 +8,7 @@ False; every other refusal is MapError with the errno, which the callers put int
 from __future__ import annotations
 
 import errno as errno_names
+import os
 import re
 from typing import NoReturn
 
@@ -33,6 +34,7 @@ __all__ = [
 
 # The kernel's own, which no errno.h has: an operation that this type of map lacks.
 ENOTSUPP = 524
+BPF_F_RDONLY = 1 << 3
 
 
 def _refused(act: str, code: int) -> NoReturn:
@@ -178,12 +180,13 @@ def freeze(fd: int) -> None:
 
 def pin(fd: int, path: str) -> None:
     """Give a map a name in a BPF file system."""
-    _checked("pin", lib.bpf_obj_pin(fd, path.encode()))
+    _checked("pin", lib.bpf_obj_pin(fd, os.fsencode(path)))
 
 
-def open_pinned(path: str) -> int:
+def open_pinned(path: str, *, read_only: bool = False) -> int:
     """Open what is pinned, whatever it is; returns its descriptor."""
-    return _checked("open pinned", lib.bpf_obj_get(path.encode()))
+    flags = BPF_F_RDONLY if read_only else 0
+    return _checked("open pinned", lib.kt_pinned_open(os.fsencode(path), flags))
 
 
 def open_id(map_id: int) -> int:

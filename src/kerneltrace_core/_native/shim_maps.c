@@ -27,6 +27,13 @@ int kt_map_info(int map_fd, struct kt_map_info *info)
 	return 0;
 }
 
+int kt_pinned_open(const char *path, uint32_t flags)
+{
+	LIBBPF_OPTS(bpf_obj_get_opts, options, .file_flags = flags);
+
+	return bpf_obj_get_opts(path, &options);
+}
+
 int kt_map_create(const struct kt_map_plan *plan)
 {
 	LIBBPF_OPTS(bpf_map_create_opts, options, .map_flags = plan->flags);

@@ -19,6 +19,9 @@ struct kt_map_plan {
 	int inner_fd; /* what a map of maps will hold; negative: it is none */
 };
 
+/* Open what is pinned at a path, with BPF_F_RDONLY or 0. Its descriptor or -errno. */
+int kt_pinned_open(const char *path, uint32_t flags);
+
 /* Create a map without BTF. Its descriptor or -errno. */
 int kt_map_create(const struct kt_map_plan *plan);
 

@@ -65,7 +65,8 @@ class Codec:
 
     def decode(self, data: bytes | memoryview) -> Any:
         """Return the value of as many bytes as the type has."""
-        data = bytes(data)
+        if type(data) is not bytes:
+            data = bytes(data)
         if len(data) != self.size:
             raise OptionError(f"decode {self.what}: {len(data)} bytes given, it has {self.size}")
         return self._decode(data)

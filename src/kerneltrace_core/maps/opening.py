@@ -78,17 +78,19 @@ def open_pinned(
     layout: MapLayout | None = None,
     *,
     name: str | None = None,
+    read_only: bool = False,
     calls: MapCalls | None = None,
 ) -> Any:
     """Open the map that is pinned at a path of a BPF file system; close it, or use ``with``.
 
+    ``read_only``: for a name that one may read and not write; changes are MapError then.
     Raises OptionError if ``layout`` does not describe it (another type, key size, value size or,
     where the layout has one, number of entries), MapError (errno ENOENT) if nothing is pinned.
     """
     calls = calls or KernelCalls()
     place = os.fspath(path)
     try:
-        found = calls.open_pinned(place)
+        found = calls.open_pinned(place, read_only=read_only)
     except OSError as error:
         raise explain_pin(f"open map pinned at {place}", error, place) from None
     try:

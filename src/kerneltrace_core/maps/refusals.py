@@ -35,8 +35,8 @@ def explain(act: str, error: OSError, name: str, info: MapInfo) -> KernelTraceEr
     if code == errno_names.E2BIG:
         return MapFullError(
             f"{act}: it is full, max_entries is {info.max_entries} (delete entries, or make room: "
-            f"Session(..., maps={{{name!r}: {info.max_entries * 2}}}), or let the least used go: "
-            "type lru_hash)",
+            f"Session(..., map_sizes={{{name!r}: {info.max_entries * 2}}}), or let what is least "
+            "used go: type lru_hash)",
             errno=code,
         )
     if code in REFUSED:

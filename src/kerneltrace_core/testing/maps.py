@@ -124,7 +124,12 @@ class FakeMapCalls:
             _refuse(errno.EEXIST)
         self.pins[path] = self._map(fd).info.id
 
-    def open_pinned(self, path: str) -> int:
+    def open_pinned(
+        self,
+        path: str,
+        *,
+        read_only: bool = False,  # noqa: ARG002 - what a descriptor allows is not checked
+    ) -> int:
         """Open a map by its name."""
         self._note("open_pinned")
         if path not in self.pins:
