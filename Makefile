@@ -27,7 +27,7 @@ export PIP_ROOT_USER_ACTION := ignore
 PIP_INSTALL := -m pip install -qq
 
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-django serve test test-unit test-other-pythons test-tiers test-kernel \
+.PHONY: help demo demo-django serve test soak test-unit test-other-pythons test-tiers test-kernel \
 	test-integration test-sanitized test-fresh test-python test-kernels coverage lint lint-native format bench build doctor \
 	bpf-objects deps deps-build clean
 
@@ -57,6 +57,9 @@ test-unit: $(VENV)/.stamp ## run the unit tier
 
 test-kernel: deps $(VENV)/.stamp ## run the kernel tier on this kernel
 	@$(PYTEST) -q tests/kernel $(ARGS)
+
+soak: deps $(VENV)/.stamp ## open and close 2000 sessions; minutes
+	@KERNELTRACE_OPENINGS=2000 $(PYTEST) -q tests/kernel/test_session.py -k 'often or forks' $(ARGS)
 
 test-integration: deps $(VENV)/.stamp ## run the integration tier: real servers on this kernel
 	@$(PYTEST) -q tests/integration $(ARGS)
