@@ -16,6 +16,7 @@ import anyio
 import pytest
 import trio
 
+from harness.nobody import as_nobody
 from harness.ring_program import DISCARDED, MALFORMED, OTHER, SAMPLE, UNKNOWN, RingProgram
 from harness.tiers import Require
 from kerneltrace_core.errors import ClosedError
@@ -363,6 +364,31 @@ def test_a_spinning_reader_gets_the_same(program: RingProgram) -> None:
     hub.close()
 
     assert found == list(range(1280))
+
+
+def test_bpf_and_perfmon_are_all_that_reading_needs(require: Require) -> None:
+    require("ring_buffer", "perf_events")
+
+    def act() -> tuple[list[int], list[int]]:
+        program = RingProgram(RING_BYTES)
+        found = []
+        for reader, source, perf in (
+            (RingReader(program.ring_fd, "events"), "produce", False),
+            (PerfReader(program.perf_fd, "perf_events", 4), "produce_perf", True),
+        ):
+            hub = Hub(reader)
+            bound = program.bind(perf=perf)
+            consumer = hub.subscribe(bound.selector)
+            program.produce(5, program=source)
+            stream: EventStream[Any] = EventStream(consumer, bound.cls, bound.selector, 0)
+            found.append([event.number for event in stream])
+            hub.close()
+        program.close()
+        return found[0], found[1]
+
+    RingProgram().close()  # compiled, and imported, while that is allowed
+
+    assert as_nobody(act) == (list(range(5)), list(range(5, 10)))
 
 
 # ---- fork ----------------------------------------------------------------------------
