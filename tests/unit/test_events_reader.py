@@ -249,6 +249,25 @@ def test_a_batch_that_comes_while_another_is_in_hand_waits(engine: Any) -> None:
     assert [event.number for event in reader] == [1, 4]
 
 
+def test_an_end_is_none_while_events_are_in_hand(engine: Any, way: str) -> None:
+    inner: list[int] = []
+    batches: list[Any] = [(numbered(1, 2), 0, 2), None]
+
+    def refill() -> Any:
+        if not inner:
+            inner.append(0)
+            inner.append(next(reader).number)
+        return batches.pop(0)
+
+    async def arefill() -> Any:
+        return refill()
+
+    reader = engine.Reader(event_class(engine), engine.Selector(SIZE, True), refill, arefill)
+    first = next(reader) if way == "for" else asyncio.run(anext_of(reader))
+
+    assert (inner[1], first.number, reader.unread) == (1, 2, 0)
+
+
 def test_threads_that_share_a_reader_share_the_events(engine: Any) -> None:
     total, threads = 3000, 4
     batches = [(numbered(*range(at, at + 30)), 0, 30) for at in range(0, total, 30)]
@@ -336,6 +355,46 @@ def test_a_cancelled_task_loses_no_event(engine: Any) -> None:
         return [event.number for event in await collect(reader)]
 
     assert asyncio.run(main()) == [1, 2]
+
+
+def test_a_single_event_can_be_a_task(engine: Any) -> None:
+    async def main() -> list[int]:
+        reader = Source((numbered(1), 0, 1), (numbered(2, 3), 0, 2)).reader(engine)
+        tasks = [asyncio.create_task(reader.__anext__()) for _ in range(3)]
+        assert "Task pending" in repr(tasks[0])
+        return sorted([(await task).number for task in tasks])
+
+    assert asyncio.run(main(), debug=True) == [1, 2, 3]
+
+
+def test_uvloop_drives_it_too(engine: Any) -> None:
+    uvloop = pytest.importorskip("uvloop")
+    source = Source((numbered(1, 2), 0, 2), (numbered(3), 0, 1))
+    loop = uvloop.new_event_loop()
+    try:
+        events = loop.run_until_complete(collect(source.reader(engine)))
+    finally:
+        loop.close()
+
+    assert [event.number for event in events] == [1, 2, 3]
+
+
+def test_trio_drives_it_too(engine: Any) -> None:
+    trio = pytest.importorskip("trio")
+    batches = [(numbered(1, 2), 0, 2), (numbered(3), 0, 1), None]
+
+    async def arefill() -> Any:
+        await trio.sleep(0)
+        return batches.pop(0)
+
+    async def main() -> list[Any]:
+        reader = engine.Reader(event_class(engine), engine.Selector(SIZE, True), None, arefill)
+        with trio.move_on_after(0):
+            await collect(reader)
+            raise AssertionError
+        return await collect(reader)
+
+    assert [event.number for event in trio.run(main)] == [1, 2, 3]
 
 
 class ByHand:

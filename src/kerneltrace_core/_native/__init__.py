@@ -1,1 +1,1 @@
-"""The only door to C: `lib` calls libbpf, `_step` is the C half of attribution."""
+"""The only door to C: `lib` calls libbpf, `_step` attributes, `_events` decodes events."""

@@ -81,9 +81,12 @@ class Reader(Generic[E]):
             if event is not None:
                 return event
             batch = self._refill()
-            if batch is None:
+            if batch is not None:
+                self._adopt(batch)
+            elif (event := self._pop()) is not None:  # another thread was given more meanwhile
+                return event
+            else:
                 raise StopIteration
-            self._adopt(batch)
 
     def __aiter__(self) -> Reader[E]:
         return self
@@ -94,9 +97,12 @@ class Reader(Generic[E]):
             if event is not None:
                 return event
             batch = await self._arefill()
-            if batch is None:
+            if batch is not None:
+                self._adopt(batch)
+            elif (event := self._pop()) is not None:  # another task was given more meanwhile
+                return event
+            else:
                 raise StopAsyncIteration
-            self._adopt(batch)
 
     def _adopt(self, batch: Any) -> None:
         if not (isinstance(batch, tuple) and len(batch) == 3 and isinstance(batch[0], bytes)):

@@ -20,6 +20,7 @@ static PyObject *new_next(void)
 		return NULL;
 	next->reader = NULL;
 	next->inner = NULL;
+	next->ended = false;
 	PyObject_GC_Track(next);
 	return (PyObject *)next;
 }
@@ -41,6 +42,7 @@ static PyObject *reader_anext(PyObject *self)
 		}
 	}
 	if (!((Next *)next)->reader) {
+		((Next *)next)->ended = false;
 		Py_INCREF(self);
 		((Next *)next)->reader = reader;
 	}
@@ -78,13 +80,13 @@ static void next_ends(Next *next)
 	Py_CLEAR(next->reader);
 }
 
-/* Take what arefill() came to; false with an error, which may be the end. */
-static bool adopt_awaited(Reader *reader, PyObject *batch)
+/* Take what arefill() came to. The end is one only if no other task was given more meanwhile. */
+static bool adopt_awaited(Next *next, Reader *reader, PyObject *batch)
 {
-	bool adopted = false;
+	bool adopted = true;
 
 	if (batch == Py_None)
-		PyErr_SetNone(PyExc_StopAsyncIteration);
+		next->ended = true;
 	else
 		adopted = adopt(reader, batch);
 	Py_DECREF(batch);
@@ -122,7 +124,7 @@ static PySendResult resume_inner(Next *next, Reader *reader, PyObject *arg, PyOb
 	Py_DECREF(inner);
 	if (outcome == PYGEN_RETURN) {
 		Py_CLEAR(next->inner);
-		return adopt_awaited(reader, batch) ? PYGEN_RETURN : PYGEN_ERROR;
+		return adopt_awaited(next, reader, batch) ? PYGEN_RETURN : PYGEN_ERROR;
 	}
 	if (outcome == PYGEN_NEXT) {
 		*result = batch;
@@ -142,6 +144,8 @@ static PySendResult resume(Next *next, Reader *reader, PyObject *arg, PyObject *
 			*result = next_in_hand(reader);
 			if (*result)
 				return PYGEN_RETURN;
+			if (next->ended && !PyErr_Occurred())
+				PyErr_SetNone(PyExc_StopAsyncIteration);
 			if (PyErr_Occurred() || !next_asks(next))
 				return PYGEN_ERROR;
 			arg = Py_None;
@@ -246,7 +250,7 @@ static PyObject *next_throw(PyObject *self, PyObject *const *args, Py_ssize_t co
 		return result;
 	result = stopped_value();
 	Py_CLEAR(next->inner);
-	if (result && next->reader && adopt_awaited(next->reader, result))
+	if (result && next->reader && adopt_awaited(next, next->reader, result))
 		return next_send(self, Py_None);
 	next_ends(next);
 	return NULL;

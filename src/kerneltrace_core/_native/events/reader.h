@@ -141,9 +141,10 @@ static PyObject *reader_next(PyObject *self)
 		batch = PyObject_CallFunctionObjArgs(reader->refill, NULL);
 		if (!batch)
 			return NULL;
-		if (batch == Py_None) {
+		if (batch ==
+		    Py_None) { /* the end, unless another thread was given more meanwhile */
 			Py_DECREF(batch);
-			return NULL; /* ends the iteration */
+			return next_in_hand(reader);
 		}
 		adopted = adopt(reader, batch);
 		Py_DECREF(batch);

@@ -91,6 +91,7 @@ typedef struct {
 	PyObject head;
 	Reader *reader;  /* NULL: awaited already */
 	PyObject *inner; /* what arefill() returned, while it is awaited */
+	bool ended;      /* arefill() has no more for it */
 } Next;
 
 static PyTypeObject *selector_type, *event_type, *field_type, *reader_type, *next_type;
