@@ -150,6 +150,9 @@ def debian_root(
         policy = root / "usr" / "sbin" / "policy-rc.d"
         policy.write_text(POLICY)
         policy.chmod(0o755)
+        # How this machine's apt reaches its mirrors, and whether it minds their age.
+        acquire = root / "etc" / "apt" / "apt.conf.d" / "90acquire"
+        acquire.write_text(ask("apt-config", "dump", "Acquire"))
         settings = parse_pip_settings(ask("python3", "-m", "pip", "config", "list"))
         for path in local_paths(settings):
             target = root / path.relative_to("/")
