@@ -164,7 +164,9 @@ def test_a_full_hash_names_its_size_and_the_remedy() -> None:
         few = loaded.maps["few"]
         few.update(dict.fromkeys(range(4), 0))
 
-        with pytest.raises(MapFullError, match=r"max_entries is 4 .*map_sizes=\{'few': 8\}") as told:
+        with pytest.raises(
+            MapFullError, match=r"max_entries is 4 .*map_sizes=\{'few': 8\}"
+        ) as told:
             few[4] = 0
 
         assert told.value.errno == 7
@@ -319,3 +321,34 @@ def test_a_type_that_older_kernels_lack_is_reported(require: Require) -> None:
     require("task_storage")
     with map_object("task_storage") as loaded, pytest.raises(UnsupportedError, match="list map"):
         len(loaded.maps["notes"])
+
+
+def test_a_value_with_a_lock_is_never_half_old_and_half_new() -> None:
+    def value(number: int) -> dict[str, object]:
+        return {"padding": 0, "first": [number] * 16, "second": number}
+
+    with map_object("locked") as loaded:
+        table, array = loaded.maps["table"], loaded.maps["array"]
+        table.insert(1, value(5))
+        table.replace(1, value(6))
+        assert [(key, each.second) for key, each in table.items()] == [(1, 6)]
+        array[0] = value(0)
+        done = threading.Event()
+
+        def change() -> None:
+            number = 0
+            while not done.is_set():
+                number += 1
+                array[0] = value(number)
+
+        changer = threading.Thread(target=change)
+        changer.start()
+        try:
+            torn = [
+                each for each in (array[0] for _ in range(2000)) if set(each.first) != {each.second}
+            ]
+        finally:
+            done.set()
+            changer.join()
+
+        assert torn == []

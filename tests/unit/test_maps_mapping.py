@@ -439,6 +439,19 @@ def test_pinned_maps_are_found_again_by_shape() -> None:
     assert list(fake.descriptors.values()) == [fake.descriptors[table.fileno()]]
 
 
+def test_values_with_a_lock_are_read_and_written_under_it() -> None:
+    lock = StructLayout("bpf_spin_lock", 4, (FieldLayout("val", 0, U32),))
+    pair = StructLayout("pair", 8, (FieldLayout("lock", 0, lock), FieldLayout("count", 4, U32)))
+    uses: list[Callable[[Any], Any]] = [
+        lambda m: m.__setitem__(1, {"count": 1}), lambda m: m.get(1), lambda m: list(m.items()),
+    ]  # fmt: skip
+    for use in uses:
+        locked, plain = FakeMapCalls(), FakeMapCalls()
+        use(faked(layout_of(MapType.HASH, U32, pair, 4), locked))
+        use(faked(layout_of(MapType.HASH, U32, THREE, 4), plain)) if use is not uses[0] else None
+        assert (locked.locked > 0, plain.locked) == (True, 0)
+
+
 def test_two_maps_are_equal_if_they_are_one() -> None:
     fake = FakeMapCalls()
     one, other = faked(HASH, fake), faked(HASH, fake)

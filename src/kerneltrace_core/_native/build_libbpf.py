@@ -80,7 +80,7 @@ int kt_map_info(int map_fd, struct kt_map_info *info);
 int kt_map_create(const struct kt_map_plan *plan);
 int kt_pinned_open(const char *path, uint32_t flags);
 int kt_map_batch(int map_fd, const void *from, void *next, void *keys, void *values,
-                 uint32_t *count, int take);
+                 uint32_t *count, uint64_t flags, int take);
 int bpf_map_lookup_elem_flags(int fd, const void *key, void *value, uint64_t flags);
 int bpf_map_delete_elem(int fd, const void *key);
 int bpf_map_lookup_and_delete_elem(int fd, const void *key, void *value);

@@ -107,7 +107,14 @@ def next_key(fd: int, key: bytes | None, size: int) -> bytes | None:
 
 
 def read_batch(
-    fd: int, start: bytes | None, count: int, key_size: int, value_size: int, *, take: bool = False
+    fd: int,
+    start: bytes | None,
+    count: int,
+    key_size: int,
+    value_size: int,
+    *,
+    take: bool = False,
+    flags: int = 0,
 ) -> Batch:
     """Return up to ``count`` entries from ``start`` on, and delete them if ``take``. Linux 5.6.
 
@@ -124,6 +131,7 @@ def read_batch(
         ffi.from_buffer(keys),
         ffi.from_buffer(values),
         wanted,
+        flags,
         take,
     )
     at_end = code == -errno_names.ENOENT

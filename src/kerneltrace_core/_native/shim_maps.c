@@ -45,10 +45,12 @@ int kt_map_create(const struct kt_map_plan *plan)
 }
 
 int kt_map_batch(int map_fd, const void *from, void *next, void *keys, void *values,
-		 uint32_t *count, int take)
+		 uint32_t *count, uint64_t flags, int take)
 {
+	LIBBPF_OPTS(bpf_map_batch_opts, options, .elem_flags = flags);
+
 	if (take)
 		return bpf_map_lookup_and_delete_batch(map_fd, (void *)from, next, keys, values,
-						       count, NULL);
-	return bpf_map_lookup_batch(map_fd, (void *)from, next, keys, values, count, NULL);
+						       count, &options);
+	return bpf_map_lookup_batch(map_fd, (void *)from, next, keys, values, count, &options);
 }

@@ -29,8 +29,9 @@ int kt_map_create(const struct kt_map_plan *plan);
  * Read up to *count entries, and delete them if `take`. `from` is NULL for the first batch, then
  * what the last one wrote to `next`. 0, or -errno: ENOENT with the last entries, ENOSPC when a
  * bucket has more than *count. *count: how many there are.
+ * flags: of each lookup, BPF_F_LOCK or 0.
  */
 int kt_map_batch(int map_fd, const void *from, void *next, void *keys, void *values,
-		 uint32_t *count, int take);
+		 uint32_t *count, uint64_t flags, int take);
 
 #endif

@@ -7,7 +7,7 @@ from collections.abc import ItemsView, Iterator, MutableMapping, ValuesView
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar, cast, overload
 
-from kerneltrace_core.btf.layout import MapLayout
+from kerneltrace_core.btf.layout import MapLayout, StructLayout
 from kerneltrace_core.errors import MapKeyError, MapKeyExistsError, OptionError, UnsupportedError
 from kerneltrace_core.maps.bpf_map import BpfMap
 from kerneltrace_core.maps.calls import MapCalls
@@ -22,7 +22,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 D = TypeVar("D")
 
-ANY, NEW, EXISTING = 0, 1, 2  # BPF_ANY, BPF_NOEXIST, BPF_EXIST
+ANY, NEW, EXISTING, LOCK = 0, 1, 2, 4  # BPF_ANY, BPF_NOEXIST, BPF_EXIST, BPF_F_LOCK
 MISSING: Any = object()
 
 
@@ -32,6 +32,9 @@ class KeyedMap(BpfMap, MutableMapping[K, V]):
     Keys and values are what their C types say, see ``Codec``; bytes of the right number are
     taken everywhere. OptionError, before any system call, for what does not fit; MapKeyError (a
     KeyError) for a key that is not there; MapFullError; PrivilegeError; UnsupportedError.
+
+    A value of more than 8 bytes may be read half old and half new in arrays, whose elements
+    programs change in place; not if it has a bpf_spin_lock, which is taken for it.
 
     ``len`` counts by walking through all entries, and ``list(map)`` asks for it first, which
     ``as_dict`` and loops do not. Iteration takes entries some hundred at a time
@@ -48,7 +51,13 @@ class KeyedMap(BpfMap, MutableMapping[K, V]):
         self._key = self._key_codec()
         self._value = self._value_codec()
         self._walk = Walk(
-            calls, descriptor, shape.type, shape.key_size, self._value_bytes(), shape.max_entries
+            calls,
+            descriptor,
+            shape.type,
+            shape.key_size,
+            self._value_bytes(),
+            shape.max_entries,
+            LOCK if _has_lock(layout) else 0,
         )
 
     def __eq__(self, other: object) -> bool:
@@ -225,7 +234,7 @@ class KeyedMap(BpfMap, MutableMapping[K, V]):
     def _lookup(self, key: bytes) -> bytes | None:
         try:
             with self._descriptor as fd:
-                return self._calls.lookup(fd, key, self._walk.value_bytes)
+                return self._calls.lookup(fd, key, self._walk.value_bytes, self._walk.flags)
         except OSError as error:
             self._refused("read", error)
 
@@ -243,7 +252,7 @@ class KeyedMap(BpfMap, MutableMapping[K, V]):
     def _update(self, key: K, data: bytes, value: bytes, flags: int, act: str) -> None:
         try:
             with self._descriptor as fd:
-                self._calls.update(fd, data, value, flags)
+                self._calls.update(fd, data, value, flags | self._walk.flags)
         except OSError as error:
             if error.errno == errno.EEXIST and flags == NEW:
                 raise MapKeyExistsError(f"{act} map {self.name}: it has {key!r} already") from None
@@ -262,6 +271,15 @@ class KeyedMap(BpfMap, MutableMapping[K, V]):
             raise  # said already
         except OSError as error:
             self._refused(act, error)
+
+
+def _has_lock(layout: MapLayout | None) -> bool:
+    """Tell whether values have a lock, under which programs change them."""
+    value = layout.value if layout else None
+    return isinstance(value, StructLayout) and any(
+        isinstance(each.type, StructLayout) and each.type.name == "bpf_spin_lock"
+        for each in value.members
+    )
 
 
 class HashMap(KeyedMap[K, V]):

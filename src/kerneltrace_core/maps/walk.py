@@ -57,6 +57,7 @@ class Walk:
     key_size: int
     value_bytes: int
     max_entries: int
+    flags: int = 0  # of each lookup
     batches: bool = True
 
     def chunks(self) -> Iterator[list[Entry]]:
@@ -103,12 +104,12 @@ class Walk:
             except OSError as error:
                 if error.errno not in NO_BATCHES:
                     raise
-            value = self.calls.lookup(fd, key, self.value_bytes)
+            value = self.calls.lookup(fd, key, self.value_bytes, self.flags)
             return value if value is not None and self.calls.delete(fd, key) else None
 
     def _lookup(self, key: bytes) -> bytes | None:
         with self.descriptor as fd:
-            return self.calls.lookup(fd, key, self.value_bytes)
+            return self.calls.lookup(fd, key, self.value_bytes, self.flags)
 
     def _batches(self, *, take: bool) -> Iterator[list[Entry]]:
         """Yield batch by batch; nothing, and ``batches`` turned false, where there are none."""
@@ -118,7 +119,13 @@ class Walk:
             try:
                 with self.descriptor as fd:
                     batch = self.calls.read_batch(
-                        fd, position, count, self.key_size, self.value_bytes, take=take
+                        fd,
+                        position,
+                        count,
+                        self.key_size,
+                        self.value_bytes,
+                        take=take,
+                        flags=self.flags,
                     )
             except OSError as error:
                 if error.errno == errno.ENOSPC and count <= self.max_entries * 2:

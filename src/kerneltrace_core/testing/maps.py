@@ -28,7 +28,7 @@ OF_MAPS = (MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS)
 QUEUES = (MapType.QUEUE, MapType.STACK)
 BATCHED = (*HASHES, *ARRAYS, MapType.HASH_OF_MAPS)
 WITHOUT_UPDATE = (MapType.STACK_TRACE, MapType.RINGBUF)
-ANY, NEW, EXISTING = 0, 1, 2
+ANY, NEW, EXISTING, LOCK = 0, 1, 2, 4
 
 
 @dataclass
@@ -49,13 +49,15 @@ class FakeMapCalls:
 
     ``create`` makes a map and returns its descriptor, for ``open_map(fd, ..., calls=fake)``;
     ``seen`` lists the names of the calls made; ``without`` takes some away, as older kernels
-    lack them ("read_batch", "take", "open_id"). Values of local storage are not kept.
+    lack them ("read_batch", "take", "open_id"). Of values with a
+    bpf_spin_lock ``locked`` is not 0 once they were asked for under it.
     """
 
     def __init__(self, cpus: int = 4, *, without: tuple[str, ...] = ()) -> None:
         self.cpus = cpus
         self.without = without
         self.seen: list[str] = []
+        self.locked = 0
         self.pins: dict[str, int] = {}
         self.descriptors: dict[int, _FakeMap] = {}
         self._maps: dict[int, _FakeMap] = {}
@@ -195,10 +197,11 @@ class FakeMapCalls:
         fd: int,
         key: bytes | None,
         size: int,
-        flags: int = 0,  # noqa: ARG002 - BPF_F_LOCK changes nothing here
+        flags: int = 0,
     ) -> bytes | None:
         """Return what is stored under a key."""
         self._note("lookup")
+        self.locked += flags & LOCK
         found = self._map(fd)
         with self._lock:
             if key is None:
@@ -217,6 +220,8 @@ class FakeMapCalls:
     def update(self, fd: int, key: bytes | None, value: bytes, flags: int = 0) -> None:
         """Store a value."""
         self._note("update")
+        self.locked += flags & LOCK
+        flags &= ~LOCK
         found = self._map(fd)
         if found.frozen or found.info.flags & MapFlags.RDONLY:
             _refuse(errno.EPERM)
@@ -292,9 +297,11 @@ class FakeMapCalls:
         value_size: int,  # noqa: ARG002
         *,
         take: bool = False,
+        flags: int = 0,
     ) -> Batch:
         """Return entries from a position on. Each key is a bucket of its own, in order of age."""
         self._note("read_batch")
+        self.locked += flags & LOCK
         found = self._map(fd)
         if found.info.type not in BATCHED or (take and found.info.type in ARRAYS):
             _refuse(errno.EOPNOTSUPP)
