@@ -599,3 +599,36 @@ def test_a_reader_of_raw_records_claims_what_nobody_else_reads(inline: Hub, ring
     counts = inline.stats()
     assert (counts.records, counts.unclaimed) == (3, 0)
     assert (counts.unknown, counts.malformed) == (1, 1)
+
+
+def test_nothing_sent_between_a_look_and_a_sleep_is_overslept(hub: Hub, ring: FakeRing) -> None:
+    consumer = hub.subscribe(SELECT_A)
+    original = consumer.waiter.wait
+
+    def late(timeout: float | None) -> None:
+        # Asleep as far as it knows, and yet to fall asleep.
+        ring.submit(a(1))
+        original(timeout)
+
+    consumer.waiter.wait = late  # type: ignore[method-assign]
+
+    assert numbers(consumer.next_batch(10)) == [1]
+
+
+def test_nothing_sent_before_the_sleep_is_announced_is_overslept(ring: FakeRing) -> None:
+    hub = Hub(ring)
+    consumer = hub.subscribe(SELECT_A)
+    pull, sent = hub.take_alone, []
+
+    def then_send(puller: Consumer) -> tuple[bool, tuple[bytes, int, int] | None]:
+        found = pull(puller)
+        if not sent:
+            sent.append(ring.submit(a(1)))
+        return found
+
+    hub.take_alone = then_send  # type: ignore[method-assign]
+    begin = time.monotonic()
+
+    assert numbers(consumer.next_batch(10)) == [1]
+    assert time.monotonic() - begin < 9
+    hub.close()

@@ -68,7 +68,7 @@ class Consumer:
         self.asleep = 0  # how many sleep now: one thread, or tasks of one event loop
         self.closed = False
         self.counts = ConsumerCounts()
-        self._turn = threading.RLock()
+        self.turn = threading.RLock()
         self._suspended = False
         self.exact = selector is not None and bool(selector.exact)
         self.layout = None
@@ -116,7 +116,7 @@ class Consumer:
         ClosedError in a forked child, and what a function that tells records apart has raised.
         """
         self.hub.check()
-        with self._turn:
+        with self.turn:
             search = _Search(self, timeout)
             while (pause := search.step()) is not None:
                 if pause and not self._spin():
@@ -180,11 +180,22 @@ class Consumer:
 
         May be repeated, and come from any thread.
         """
+        if self.hub.inherited:
+            self.abandon()
+            return 0
         self.closed = True
         self.waiter.close()
-        abandoned = self.queue.clear()
-        self.counts.abandoned += abandoned
+        # Whoever sleeps has its turn; it has just been woken.
+        with self.turn:
+            abandoned = self.queue.clear()
+            self.counts.abandoned += abandoned
         return abandoned
+
+    def hand_back(self, records: int) -> None:
+        """Count records as abandoned that were delivered, but thrown away unread."""
+        with self.turn:
+            self.counts.delivered -= records
+            self.counts.abandoned += records
 
     def abandon(self) -> None:
         """In a forked child: give up its copies."""
@@ -192,11 +203,8 @@ class Consumer:
         self.waiter.abandon()
 
     def __del__(self) -> None:
-        if hasattr(self, "_turn") and not self.closed:
-            if self.hub.inherited:
-                self.abandon()
-            else:
-                self.close()
+        if hasattr(self, "turn") and not self.closed:
+            self.close()
 
 
 class _Search:
@@ -211,6 +219,10 @@ class _Search:
 
     def step(self) -> float | None:
         """Look for a batch; return how long to sleep before the next step, None when done."""
+        with self._consumer.turn:
+            return self._step()
+
+    def _step(self) -> float | None:
         consumer, hub = self._consumer, self._consumer.hub
         # First: what came before the end is still delivered.
         ended = hub.ended

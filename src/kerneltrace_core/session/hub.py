@@ -131,10 +131,8 @@ class Hub:
             if not consumers:
                 # The ring keeps it for the next.
                 return False
-            space = [each.queue.space for each in consumers if each.queue.policy == "block"]
-            limit = min(space, default=NO_LIMIT)
-            self._held = limit <= 0
-            if self._held:
+            limit = self._limit(consumers)
+            if limit <= 0:
                 return False
             drained = self._drain(limit)
             if drained is None:
@@ -142,8 +140,21 @@ class Hub:
             self._share_out(drained, consumers)
             if drained.more:
                 # The kernel wakes nobody for what is left: it was there before.
-                self._wake(consumers, puller)
+                for consumer in consumers:
+                    if consumer is not puller and consumer.asleep:
+                        consumer.waiter.wake()
             return bool(drained.records or drained.discarded or drained.lost)
+
+    def _limit(self, consumers: list[Consumer]) -> int:
+        """Return how many records the blocking consumers have space for."""
+        blocking = [each.queue for each in consumers if each.queue.policy == "block"]
+        if not blocking:
+            return NO_LIMIT
+        # First: who makes space after it was looked at will find that it has to wake us.
+        self._held = True
+        limit = min(queue.space for queue in blocking)
+        self._held = limit <= 0
+        return limit
 
     def alone(self, puller: Consumer) -> bool:
         """Tell whether a consumer is the only one, and takes whole records as they are."""
@@ -269,12 +280,10 @@ class Hub:
             self.wake_others(None)
 
     def wake_others(self, but: Consumer | None) -> None:
-        """Let those who sleep look at the ring."""
-        self._wake([each for ref, _, _ in list(self._consumers) if (each := ref())], but)
-
-    def _wake(self, consumers: list[Consumer], but: Consumer | None) -> None:
-        for consumer in consumers:
-            if consumer is not but and consumer.asleep:
+        """Let all look at the ring: who sleeps now, and who is just about to."""
+        for ref, _, _ in list(self._consumers):
+            consumer = ref()
+            if consumer is not None and consumer is not but:
                 consumer.waiter.wake()
 
     # ---- how it goes, how it ends -----------------------------------------------------------
@@ -313,10 +322,7 @@ class Hub:
         self.ended = True
         if self._pump_waiter is not None:
             self._pump_waiter.wake()
-        for ref, _, _ in list(self._consumers):
-            consumer = ref()
-            if consumer is not None:
-                consumer.waiter.wake()
+        self.wake_others(None)
 
     def _warn_once(self, kind: str, which: str) -> None:
         if kind not in self._warned:

@@ -135,9 +135,7 @@ class EventStream(_Stream, Generic[T]):
     def close(self) -> None:
         """End the iteration, wake who waits in it, and forget what was not yet read."""
         super().close()
-        unread = self._reader.discard()
-        self._consumer.counts.delivered -= unread
-        self._consumer.counts.abandoned += unread
+        self._consumer.hand_back(self._reader.discard())
 
 
 class RawStream(_Stream):
@@ -185,8 +183,7 @@ class RawStream(_Stream):
         super().close()
         unread = len(self._unread)
         self._unread.clear()
-        self._consumer.counts.delivered -= unread
-        self._consumer.counts.abandoned += unread
+        self._consumer.hand_back(unread)
 
 
 class BatchStream(_Stream, Generic[T]):
@@ -266,8 +263,7 @@ class BatchStream(_Stream, Generic[T]):
         super().close()
         rest, self._rest = self._rest, None
         if rest is not None:
-            self._consumer.counts.delivered -= rest[2]
-            self._consumer.counts.abandoned += rest[2]
+            self._consumer.hand_back(rest[2])
 
 
 def process(stream: Iterable[T], callback: Callable[[T], object]) -> int:
