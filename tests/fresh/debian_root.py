@@ -54,6 +54,12 @@ def local_paths(settings: Mapping[str, str]) -> list[Path]:
     ]
 
 
+def acquire_settings(dump: str) -> str:
+    """Return the lines of `apt-config dump Acquire` that say how packages are fetched."""
+    wanted = ("Acquire::Check-Valid-Until ", "Acquire::http", "Acquire::Retries ")
+    return "".join(line + "\n" for line in dump.splitlines() if line.startswith(wanted))
+
+
 def parse_mirror(targets: str) -> str:
     """Return the mirror of Debian among the URIs of apt's package lists."""
     uris = sorted(line.rstrip("/") for line in targets.split())
@@ -152,7 +158,7 @@ def debian_root(
         policy.chmod(0o755)
         # How this machine's apt reaches its mirrors, and whether it minds their age.
         acquire = root / "etc" / "apt" / "apt.conf.d" / "90acquire"
-        acquire.write_text(ask("apt-config", "dump", "Acquire"))
+        acquire.write_text(acquire_settings(ask("apt-config", "dump", "Acquire")))
         settings = parse_pip_settings(ask("python3", "-m", "pip", "config", "list"))
         for path in local_paths(settings):
             target = root / path.relative_to("/")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pytest
@@ -75,6 +75,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Count what is left after the selection."""
+    if session.config.option.collectonly:
+        return
     tiers = session.config.stash[TIERS]
     tiers.selected.update(tier_of(item.nodeid) or "" for item in session.items)
 
@@ -197,11 +199,27 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
+def lines_by_tier(stats: Mapping[str, Sequence[object]]) -> list[str]:
+    """Return a line for each tier that says how its tests ended."""
+    counts: dict[str, Counter[str]] = {}
+    for outcome in ("passed", "failed", "error", "skipped"):
+        for report in stats.get(outcome, ()):
+            tier = tier_of(getattr(report, "nodeid", ""))
+            if tier is not None:
+                counts.setdefault(tier, Counter())[outcome] += 1
+    return [
+        f"{tier} tier: {', '.join(f'{count} {outcome}' for outcome, count in told.items())}"
+        for tier, told in sorted(counts.items())
+    ]
+
+
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
 ) -> None:
     """Say which probes said no, and how many tests each of them skipped."""
     tiers = config.stash[TIERS]
+    for line in lines_by_tier(terminalreporter.stats):
+        terminalreporter.line(line)
     if tiers.refused:
         terminalreporter.section("skipped by probes")
         for feature, answer in sorted(tiers.refused.items()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from debian_root import local_paths, parse_mirror, parse_pip_settings
+from debian_root import acquire_settings, local_paths, parse_mirror, parse_pip_settings
 from run_fresh import commands_of, packages_of, what_went_wrong
 
 
@@ -68,3 +68,14 @@ def test_the_arguments_reach_pytest() -> None:
     ]
     assert packages_of(None) == ()
     assert "python3.14-venv" in packages_of("3.14")
+
+
+def test_apt_fetches_as_it_does_here() -> None:
+    dump = (
+        'Acquire "";\nAcquire::Check-Valid-Until "false";\nAcquire::Languages:: "en";\n'
+        'Acquire::https::CaInfo "/ca";\n'
+    )
+
+    assert acquire_settings(dump) == (
+        'Acquire::Check-Valid-Until "false";\nAcquire::https::CaInfo "/ca";\n'
+    )

@@ -62,7 +62,9 @@ def test_a_probes_no_skips_and_is_told(run_tier: RunTier) -> None:
 
     result.assert_outcomes(passed=1, skipped=1)
     assert result.ret == 0
-    result.stdout.fnmatch_lines(["thing: 1 tests: told so (do this)"])
+    result.stdout.fnmatch_lines(
+        ["kernel tier: 1 passed, 1 skipped", "thing: 1 tests: told so (do this)"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -99,6 +101,10 @@ def test_a_session_in_which_every_kernel_test_skipped_is_red(run_tier: RunTier) 
 
     assert result.ret == 1
     result.stdout.fnmatch_lines(["*red: no kernel test ran*", "*1 skipped*"])
+
+
+def test_tests_that_are_only_listed_are_not_red(run_tier: RunTier) -> None:
+    assert run_tier("kernel", "def test_a(): pass", "--collect-only").ret == 0
 
 
 def test_an_unknown_feature_is_an_error(run_tier: RunTier) -> None:
