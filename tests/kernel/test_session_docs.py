@@ -1,4 +1,4 @@
-"""docs/session.md is run from top to bottom, in one folder, as a reader would."""
+"""Pages of docs/ are run from top to bottom, each in one folder, as a reader would."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import kerneltrace_core
 
 ROOT = Path(__file__).parents[2]
 SOURCE = Path(kerneltrace_core.__file__).parents[1]
-PAGE = ROOT / "docs" / "session.md"
+PAGES = {"session": 7, "maps": 4}  # and how many of their blocks are run
 FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 pytestmark = [pytest.mark.deadline(300)]
@@ -41,11 +41,14 @@ def run(command: list[str] | str, folder: Path) -> None:
     assert done.returncode == 0, f"{command}:\n{done.stdout}{done.stderr}"
 
 
-def test_the_page_runs_from_top_to_bottom(require: Callable[..., None], tmp_path: Path) -> None:
+@pytest.mark.parametrize("page", PAGES)
+def test_the_page_runs_from_top_to_bottom(
+    page: str, require: Callable[..., None], tmp_path: Path
+) -> None:
     require("tracepoint:sys_enter", "ring_buffer")
     ran = 0
 
-    for block in FENCE.finditer(PAGE.read_text()):
+    for block in FENCE.finditer((ROOT / "docs" / f"{page}.md").read_text()):
         words = block["info"].split()
         files = [word.removeprefix("file=") for word in words if word.startswith("file=")]
         for name in files:
@@ -58,4 +61,4 @@ def test_the_page_runs_from_top_to_bottom(require: Callable[..., None], tmp_path
         for line in block["text"].splitlines() if words[0] == "console" else ():
             run(line.removeprefix("$ "), tmp_path)
 
-    assert ran >= 7
+    assert ran >= PAGES[page]
