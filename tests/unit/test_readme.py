@@ -28,11 +28,20 @@ class Block(NamedTuple):
 
 
 def parse_blocks(document: str, name: str) -> Iterator[Block]:
-    """Yield the fenced blocks of a Markdown document."""
+    """Yield the fenced blocks of a Markdown document.
+
+    Where one of them is a file, the page is one story in one folder, and run as a whole elsewhere.
+    """
+    story = " file=" in document
     for match in FENCE.finditer(document):
         words = match["info"].split()
         line = document.count("\n", 0, match.start()) + 1
-        yield Block(f"{name}:{line}", words[0] if words else "", "run" in words[1:], match["text"])
+        yield Block(
+            f"{name}:{line}",
+            words[0] if words else "",
+            "run" in words[1:] and not story,
+            match["text"],
+        )
 
 
 def documents() -> list[Path]:
