@@ -56,6 +56,6 @@ def pytest_configure(config: pytest.Config) -> None:
     """Read the page if it is to hold, and this process is the root that it speaks of."""
     page: Path | None = config.getoption("--recorded")
     is_root = hasattr(os, "geteuid") and os.geteuid() == 0
-    config.stash[RECORDED] = (
-        parse_recorded(page.read_text(), os.uname().release) if page and is_root else frozenset()
-    )
+    config.stash[RECORDED] = frozenset()
+    if page is not None and is_root and page.exists():
+        config.stash[RECORDED] = parse_recorded(page.read_text(), os.uname().release)
