@@ -31,7 +31,9 @@ from kerneltrace_core.errors import (
 if TYPE_CHECKING:
     from kerneltrace_core.events.annotations import Array, Offset
     from kerneltrace_core.events.declare import kernel_event
+    from kerneltrace_core.events.devices import Device, error_name
     from kerneltrace_core.events.engine import KernelEvent
+    from kerneltrace_core.events.header import EventHeader
     from kerneltrace_core.events.scalars import (
         Address,
         Chars,
@@ -103,6 +105,9 @@ _LAZY = {
     "Uretprobe": "session.probes",
     "Usdt": "session.probes",
     "Xdp": "session.probes",
+    "EventHeader": "events.header",
+    "Device": "events.devices",
+    "error_name": "events.devices",
     "kernel_event": "events.declare",
     "KernelEvent": "events.engine",
     "Array": "events.annotations",
@@ -140,6 +145,8 @@ __all__ = [
     "Cgroup",
     "Chars",
     "ClosedError",
+    "Device",
+    "EventHeader",
     "EventLayoutError",
     "Fentry",
     "Fexit",
@@ -183,6 +190,7 @@ __all__ = [
     "be64",
     "chars",
     "device",
+    "error_name",
     "f32",
     "f64",
     "kernel_event",
