@@ -240,7 +240,7 @@ def test_nothing_wakes_up_while_nothing_happens(program: RingProgram, hub: Hub) 
         thread.start()
     sleepers = [thread.native_id for thread in threads]
     if hub._pump is not None:
-        sleepers.append(hub._pump.native_id)
+        sleepers.append(hub._pump.thread.native_id)
     while not all(consumer.asleep for consumer in consumers):
         time.sleep(0.001)
     time.sleep(0.05)

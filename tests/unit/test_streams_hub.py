@@ -632,3 +632,36 @@ def test_nothing_sent_before_the_sleep_is_announced_is_overslept(ring: FakeRing)
     assert numbers(consumer.next_batch(10)) == [1]
     assert time.monotonic() - begin < 9
     hub.close()
+
+
+def test_one_who_joins_between_two_looks_leaves_nobody_asleep(ring: FakeRing) -> None:
+    hub = Hub(ring)
+    first = hub.subscribe(SELECT_A)
+    alone, joined = hub.alone, []
+
+    def then_join(puller: Consumer) -> bool:
+        found = alone(puller)
+        if not joined:
+            ring.submit(a(1))
+            joined.append(hub.subscribe(SELECT_A))
+        return found
+
+    hub.alone = then_join  # type: ignore[method-assign]
+
+    assert numbers(first.next_batch(10)) == [1]
+    assert numbers(joined[0].next_batch(10)) == [1]
+    hub.close()
+
+
+def test_what_is_handed_back_after_it_was_added_up_is_counted_right(
+    inline: Hub, ring: FakeRing
+) -> None:
+    consumer = inline.subscribe(SELECT_A)
+    ring.submit(a(1), a(2), a(3))
+    all_numbers(consumer, 3)
+    consumer.close()
+    inline.stats()
+
+    consumer.hand_back(2)
+
+    assert (inline.stats().delivered, inline.stats().abandoned) == (1, 2)

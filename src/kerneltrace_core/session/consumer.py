@@ -67,6 +67,7 @@ class Consumer:
         self.failure: Exception | None = None  # of `only`, a user's function
         self.asleep = 0  # how many sleep now: one thread, or tasks of one event loop
         self.closed = False
+        self.left = False  # the hub has added its counts to its own
         self.counts = ConsumerCounts()
         self.turn = threading.RLock()
         self._suspended = False
@@ -188,14 +189,13 @@ class Consumer:
         # Whoever sleeps has its turn; it has just been woken.
         with self.turn:
             abandoned = self.queue.clear()
-            self.counts.abandoned += abandoned
+            self.hub.abandoned(self, abandoned, 0)
         return abandoned
 
     def hand_back(self, records: int) -> None:
         """Count records as abandoned that were delivered, but thrown away unread."""
         with self.turn:
-            self.counts.delivered -= records
-            self.counts.abandoned += records
+            self.hub.abandoned(self, 0, records)
 
     def abandon(self) -> None:
         """In a forked child: give up its copies."""

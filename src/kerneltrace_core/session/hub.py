@@ -13,9 +13,10 @@ from kerneltrace_core.ring.owner import Owner
 from kerneltrace_core.ring.protocol import CHUNK_BYTES, NO_LIMIT, Drained, ReaderProtocol, Strided
 from kerneltrace_core.session.consumer import Consumer, ConsumerCounts
 from kerneltrace_core.session.overflow import Batch, Queue
+from kerneltrace_core.session.pump import Pump
 from kerneltrace_core.session.ring_counts import RingCounts
 from kerneltrace_core.session.sorting import Sorter
-from kerneltrace_core.session.waiting import Waiter, new_waiter
+from kerneltrace_core.session.waiting import new_waiter
 
 if TYPE_CHECKING:
     from kerneltrace_core.events.discriminate import Keep
@@ -65,11 +66,11 @@ class Hub:
         self._consumers: list[tuple[weakref.ref[Consumer], Queue, ConsumerCounts]] = []
         self._held = False
         self._warned: set[str] = set()
-        self._pump: threading.Thread | None = None
-        self._pump_waiter: Waiter | None = None
+        self._pump: Pump | None = None
         reader.listen(self._arrived)
         if pump == "thread":
-            self._start_pump()
+            self._pump = Pump(f"kerneltrace-{session}-{self.name}", reader.fd, self.pull)
+            self._pump.start()
 
     # ---- who reads ------------------------------------------------------------------------
 
@@ -96,8 +97,8 @@ class Hub:
             waiter = new_waiter(-1 if self._pump else self._reader.fd)
             consumer = Consumer(self, selector, queue, waiter, only)
             self._consumers.append((weakref.ref(consumer), queue, consumer.counts))
-        if self._pump_waiter is not None:
-            self._pump_waiter.wake()
+        if self._pump is not None:
+            self._pump.wake()
         return consumer
 
     def _present(self) -> list[Consumer]:
@@ -113,7 +114,16 @@ class Hub:
                 counts.abandoned += queue.clear()
                 self._consumers.remove(entry)
                 self.counts.leave(queue, counts)
+                if consumer is not None:
+                    consumer.left = True
         return present
+
+    def abandoned(self, consumer: Consumer, waiting: int, delivered: int) -> None:
+        """Count what a closed consumer had waiting, and what it was given but threw away."""
+        with self._lock:
+            for counts in (consumer.counts, self.counts) if consumer.left else (consumer.counts,):
+                counts.abandoned += waiting + delivered
+                counts.delivered -= delivered
 
     # ---- draining --------------------------------------------------------------------------
 
@@ -122,7 +132,7 @@ class Hub:
 
         With a pump only the pump's thread drains. Does nothing while a blocking consumer is full.
         """
-        if self._pump is not None and threading.current_thread() is not self._pump:
+        if self._pump is not None and not self._pump.is_here:
             return False
         with self._lock:
             if self.ended:
@@ -174,10 +184,10 @@ class Hub:
         """
         with self._lock:
             if self.ended or not self.alone(puller):
-                return False, None
+                return True, None  # look again: things have changed
             drained = self._drain(puller.queue.capacity)
             if drained is None:
-                return False, None
+                return True, None
             records = drained.records
             if not records:
                 return bool(drained.discarded or drained.lost), None
@@ -255,27 +265,12 @@ class Hub:
             self._held = False
             self._arrived()
 
-    # ---- the pump ---------------------------------------------------------------------------
-
-    def _start_pump(self) -> None:
-        self._pump_waiter = new_waiter(self._reader.fd)
-        name = f"kerneltrace-{self.session}-{self.name}"
-        self._pump = threading.Thread(target=self._run_pump, name=name, daemon=True)
-        self._pump.start()
-
-    def _run_pump(self) -> None:
-        waiter = self._pump_waiter
-        assert waiter is not None
-        while not self.ended:
-            if not self.pull() and not self.ended:
-                waiter.wait(None)
-
     # ---- waking -----------------------------------------------------------------------------
 
     def _arrived(self) -> None:
         """Something is in a ring that has no descriptor, or may be drained again."""
-        if self._pump_waiter is not None:
-            self._pump_waiter.wake()
+        if self._pump is not None:
+            self._pump.wake()
         else:
             self.wake_others(None)
 
@@ -320,8 +315,8 @@ class Hub:
 
     def _end(self) -> None:
         self.ended = True
-        if self._pump_waiter is not None:
-            self._pump_waiter.wake()
+        if self._pump is not None:
+            self._pump.end()
         self.wake_others(None)
 
     def _warn_once(self, kind: str, which: str) -> None:
@@ -351,10 +346,8 @@ class Hub:
             if not self.ended:
                 self._drain_the_rest()
             self._end()
-        if self._pump is not None and self._pump is not threading.current_thread():
-            self._pump.join()
-        if self._pump_waiter is not None:
-            self._pump_waiter.close()
+        if self._pump is not None:
+            self._pump.close()
         self._reader.listen(None)
         self._reader.close()
 
@@ -374,6 +367,6 @@ class Hub:
             consumer = ref()
             if consumer is not None:
                 consumer.abandon()
-        if self._pump_waiter is not None:
-            self._pump_waiter.abandon()
+        if self._pump is not None:
+            self._pump.abandon()
         self._reader.close()

@@ -28,7 +28,8 @@ class RingCounts:
     ``delivered + waiting + dropped + abandoned``; with several, each of them counts it. A reader
     of raw records reads every type; the unknown and the malformed it gets as well.
 
-    ``dropped``: a reader's queue was full; ``abandoned``: it was closed before it asked.
+    ``dropped``: a reader's queue was full; ``abandoned``: it was closed before it asked. A reader
+    that was forgotten instead of closed keeps what it had in hand as ``delivered``.
     ``discarded``: given up by the program itself, no loss. ``lost``: no space in a perf buffer;
     that of a ring buffer only the program can count. ``drain_ns_buckets``: see BUCKETS.
     """
