@@ -66,7 +66,9 @@ def test_each_cpus_values_are_exact_in_arrays_and_hashes_of_any_value_size() -> 
     assert found == expected_on_each_cpu()
 
 
-def test_each_cpus_values_are_exact_for_nobody_with_two_capabilities() -> None:
+@pytest.mark.needs("capability:cap_setuid")
+def test_each_cpus_values_are_exact_for_nobody_with_two_capabilities(require: Require) -> None:
+    require("capability:cap_setuid")
     read("maps")
 
     def act() -> dict[str, Any]:

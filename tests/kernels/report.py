@@ -21,6 +21,7 @@ __all__ = ["HOST", "read_results", "render", "render_text", "shortcomings"]
 
 TITLES = {
     ROOT_RUN: "As root",
+    "root-2": "As root, `perf_event_paranoid` 2, the tests that give up root",
     "nobody-2": "As uid 65534 with CAP_BPF and CAP_PERFMON, `perf_event_paranoid` 2",
     "nobody-3": "As uid 65534 with CAP_BPF and CAP_PERFMON, `perf_event_paranoid` 3",
 }

@@ -4,6 +4,7 @@
 usage: runs.py [--run NAME]... --results FOLDER [--select MARKS] [-- PYTEST_ARGUMENT...]
 
 root        as root, kernel.perf_event_paranoid as it is
+root-2      as root at kernel.perf_event_paranoid 2, the tests that give up root, named "nobody"
 nobody-N    as uid 65534 with CAP_BPF and CAP_PERFMON alone and 64 KiB of RLIMIT_MEMLOCK, at
             kernel.perf_event_paranoid N, the tests marked `unprivileged`
 
@@ -27,19 +28,19 @@ PARANOID = Path("/proc/sys/kernel/perf_event_paranoid")
 NOBODY = 65534
 MEMLOCK_BYTES = 64 * 1024
 ROOT_RUN = "root"
-RUNS = (ROOT_RUN, "nobody-2", "nobody-3")
+RUNS = (ROOT_RUN, "nobody-3", "root-2", "nobody-2")
 # pytest's exit status when the selection is empty.
 NONE_SELECTED = 5
 
 
 def paranoid_of(run: str) -> int | None:
-    """Return the perf_event_paranoid that a run wants; None for root, who does not mind."""
-    return None if run == ROOT_RUN else int(run.removeprefix("nobody-"))
+    """Return the perf_event_paranoid that a run wants; None if it takes what is there."""
+    return None if run == ROOT_RUN else int(run.rpartition("-")[2])
 
 
 def prefix_of(run: str) -> list[str]:
     """Return the command that gives a run its privileges."""
-    if run == ROOT_RUN:
+    if not run.startswith("nobody-"):
         return []
     return [
         *("prlimit", f"--memlock={MEMLOCK_BYTES}:{MEMLOCK_BYTES}"),
@@ -48,9 +49,13 @@ def prefix_of(run: str) -> list[str]:
     ]
 
 
-def selection_of(run: str, select: str) -> str:
-    """Return the expression for pytest's -m."""
-    return select if run == ROOT_RUN else f"({select}) and unprivileged"
+def selection_of(run: str, select: str) -> list[str]:
+    """Return the options of pytest that choose a run's tests."""
+    if run == ROOT_RUN:
+        return ["-m", select]
+    if run.startswith("root-"):
+        return ["-m", select, "-k", "nobody"]
+    return ["-m", f"({select}) and unprivileged"]
 
 
 def pytest_arguments(more: list[str]) -> list[str]:
@@ -86,11 +91,16 @@ def prepare(run: str) -> str | None:
     wanted = paranoid_of(run)
     if wanted is None:
         return None
+    in_guest = "RUN_IN_KERNEL" in os.environ
     present = int(PARANOID.read_text())
+    if run.startswith("root-") and not in_guest:
+        return "the first run has what this machine has"
     if present != wanted:
-        if "RUN_IN_KERNEL" not in os.environ:
+        if not in_guest:
             return f"kernel.perf_event_paranoid is {present}, and not this program's to change"
         PARANOID.write_text(str(wanted))
+    if not run.startswith("nobody-"):
+        return None
     for path in (Path(sys.executable), Path(sys.executable).resolve(), Path.cwd() / "tests"):
         for folder in closed_folders(path):
             open_folder(folder)
@@ -121,7 +131,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="home-") as home:
             Path(home).chmod(0o1777)
             command = [*prefix_of(run), sys.executable, "-m", "pytest", "-q"]
-            command += ["-p", "no:cacheprovider", "-m", selection_of(run, options.select)]
+            command += ["-p", "no:cacheprovider", *selection_of(run, options.select)]
             command += [f"--junitxml={options.results / run}.xml", *pytest_arguments(more)]
             done = subprocess.run(
                 command,

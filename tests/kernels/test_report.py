@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from report import Notes, feature_cell, module_cell, never_ran, render, render_text, shortcomings
 from results import Case, Kernel, Results, parse_junit, read_results
-from runs import prefix_of, pytest_arguments, selection_of
+from runs import RUNS, paranoid_of, prefix_of, pytest_arguments, selection_of
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "kernels.md"
@@ -119,11 +119,17 @@ def test_the_page_and_the_terminal_say_the_same(results: Results) -> None:
 
 def test_a_run_has_the_privileges_that_its_name_says() -> None:
     assert prefix_of("root") == []
-    assert selection_of("root", "kernel") == "kernel"
+    assert prefix_of("root-2") == []
+    assert selection_of("root", "kernel") == ["-m", "kernel"]
+    assert selection_of("root-2", "kernel") == ["-m", "kernel", "-k", "nobody"]
+    assert [paranoid_of(run) for run in RUNS] == [None, 3, 2, 2]
     assert "--reuid=65534" in prefix_of("nobody-3")
     assert "--ambient-caps=+bpf,+perfmon" in prefix_of("nobody-3")
     assert "--memlock=65536:65536" in prefix_of("nobody-3")
-    assert selection_of("nobody-2", "kernel and smoke") == "(kernel and smoke) and unprivileged"
+    assert selection_of("nobody-2", "kernel and smoke") == [
+        "-m",
+        "(kernel and smoke) and unprivileged",
+    ]
 
 
 def test_the_whole_tier_runs_unless_modules_are_named() -> None:
