@@ -13,7 +13,9 @@ from harness.objects import compile_object
 from kerneltrace_core._native import lib, maps
 from kerneltrace_core.bpf.object import BpfObject
 from kerneltrace_core.btf.layout import MapLayout, ObjectLayout
+from kerneltrace_core.kernel.support import Support
 from kerneltrace_core.maps.calls import KernelCalls
+from kerneltrace_core.maps.kinds import MapType
 from kerneltrace_core.maps.maps import Maps
 from kerneltrace_core.maps.opening import adopt
 
@@ -45,6 +47,15 @@ class MapObject:
         data = maps.lookup(self.object.map_fd("results"), struct.pack("=I", index), 8)
         assert data is not None
         return int.from_bytes(data, "little", signed=signed)
+
+
+def memory_for_maps() -> Support:
+    """Ask for a map of a megabyte: before Linux 5.11 it counts against RLIMIT_MEMLOCK."""
+    try:
+        os.close(maps.create(MapType.ARRAY, "kt_probe", 4, 1 << 20, 1))
+    except OSError as error:
+        return Support.no(f"a map of 1 MiB: {error}")
+    return Support.yes()
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from harness.map_layouts import U32, U64, layout_of, text
-from harness.map_object import MapObject, created, map_object, read
+from harness.map_object import MapObject, created, map_object, memory_for_maps, read
 from harness.nobody import as_nobody
 from harness.tiers import Require
 from kerneltrace_core._native import lib
@@ -29,6 +29,11 @@ pytestmark = [pytest.mark.kernel, pytest.mark.unprivileged]
 
 CPUS = sorted(os.sched_getaffinity(0))
 NO_PREALLOC = int(MapFlags.NO_PREALLOC)
+
+
+@pytest.fixture(autouse=True)
+def memory(require: Require) -> None:
+    require("memory for maps", probe=memory_for_maps)
 
 
 def add_on_each_cpu(loaded: MapObject) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from harness.map_layouts import U64, layout_of
-from harness.map_object import created, map_object, read
+from harness.map_object import created, map_object, memory_for_maps, read
 from harness.nobody import as_nobody
 from harness.tiers import Require
 from kerneltrace_core._native import maps
@@ -30,7 +30,12 @@ from kerneltrace_core.kernel.support import Support
 from kerneltrace_core.maps.histogram import Histogram
 from kerneltrace_core.maps.kinds import MapFlags, MapType
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.unprivileged]
+
+
+@pytest.fixture(autouse=True)
+def memory(require: Require) -> None:
+    require("memory for maps", probe=memory_for_maps)
 
 
 def can_create(kind: MapType, key_size: int, value_size: int) -> Support:
@@ -122,7 +127,8 @@ def test_a_program_and_python_find_the_same_longest_prefix() -> None:
 # ---- maps of maps -------------------------------------------------------------------------
 
 
-def test_inner_maps_are_read_made_and_stored() -> None:
+def test_inner_maps_are_read_made_and_stored(require: Require) -> None:
+    require("capability:cap_sys_admin")
     with map_object() as loaded:
         by_index, by_key = loaded.maps["by_index"], loaded.maps["by_key"]
         with by_key.new("mine") as mine:
@@ -155,14 +161,16 @@ def test_inner_maps_are_read_made_and_stored() -> None:
             by_index.pop(1)
 
 
-def test_inner_maps_are_closed_with_the_outer_one() -> None:
+def test_inner_maps_are_closed_with_the_outer_one(require: Require) -> None:
+    require("capability:cap_sys_admin")
     with map_object() as loaded:
         first = loaded.maps["by_index"][1]
     with pytest.raises(ValueError, match=r"use map by_index\.inner: it is closed"):
         first[0]
 
 
-def test_nobody_opens_the_inner_maps_that_he_stored_himself() -> None:
+def test_nobody_opens_the_inner_maps_that_he_stored_himself(require: Require) -> None:
+    require("capability:cap_setuid")
     read("maps")
 
     def act() -> dict[str, Any]:

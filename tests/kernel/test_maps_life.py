@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from harness.map_layouts import U32, U64, layout_of
-from harness.map_object import created, map_object, read
+from harness.map_object import created, map_object, memory_for_maps, read
 from harness.nobody import as_nobody
 from harness.tiers import Require
 from kerneltrace_core._native import maps
@@ -23,9 +23,14 @@ from kerneltrace_core.kernel.support import Support
 from kerneltrace_core.maps.kinds import MapType
 from kerneltrace_core.maps.opening import open_pinned
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.unprivileged]
 
 HASH = layout_of(MapType.HASH, U32, U64, 8)
+
+
+@pytest.fixture(autouse=True)
+def memory(require: Require) -> None:
+    require("memory for maps", probe=memory_for_maps)
 
 
 def holds(map_id: int) -> list[str]:

@@ -29,12 +29,12 @@ struct prefix {
 	__u8 address[4];
 };
 
-#define MAP(kind, type_of_key, type_of_value, entries)                                             \
-	struct {                                                                                   \
-		__uint(type, BPF_MAP_TYPE_##kind);                                                 \
-		__type(key, type_of_key);                                                          \
-		__type(value, type_of_value);                                                      \
-		__uint(max_entries, entries);                                                      \
+#define MAP(kind, type_of_key, type_of_value, entries) \
+	struct { \
+		__uint(type, BPF_MAP_TYPE_##kind); \
+		__type(key, type_of_key); \
+		__type(value, type_of_value); \
+		__uint(max_entries, entries); \
 	}
 
 MAP(HASH, struct flow, struct totals, 64) flows SEC(".maps");

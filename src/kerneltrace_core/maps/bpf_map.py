@@ -100,11 +100,13 @@ class BpfMap:
             with self._descriptor as fd:
                 self._calls.freeze(fd)
         except OSError as error:
-            if error.errno == errno.EBUSY:
+            if error.errno == errno.EBUSY and not self.info.frozen:
                 raise MapError(
                     f"freeze map {self.name}: its memory is mapped writable (close that first)",
                     errno=error.errno,
                 ) from None
+            if error.errno == errno.EBUSY:  # older kernels: it is frozen already
+                error.errno = errno.EPERM
             self._refused("freeze", error)
 
     def pin(self, path: str | os.PathLike[str]) -> None:
