@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rounds import Result, Samples, Size, Unavailable, interleave
+from benchmarks.rounds import Result, Size, Unavailable, interleave
 
 from kerneltrace_core import KernelTraceError, Session
 from kerneltrace_core._native import lib
@@ -67,49 +67,59 @@ class Bench:
             sent += int.from_bytes(context, "little")
         return sent
 
-    def measure(self, drain: Callable[[], int]) -> float:
-        """Return the CPU time of one record, in ns."""
-        sent = self.fill()
-        begin = time.thread_time_ns()
-        seen = drain()
-        took = time.thread_time_ns() - begin
+    def measure(self, stream: Any, drain: Callable[[Any], int]) -> float:
+        """Return the CPU time of one record, in ns, from the full ring on."""
+        with stream:
+            sent = self.fill()
+            begin = time.thread_time_ns()
+            seen = drain(stream)
+            took = time.thread_time_ns() - begin
         assert seen == sent, f"{seen} of {sent} records"
         return took / sent
 
+    def events(self) -> Any:
+        """Return a stream of event objects that ends with the ring."""
+        return self.session.events("record", ring="events", timeout=0)
 
-def typed(session: Session, *, read: bool = False) -> int:
-    """Iterate over events, with or without looking at one field of each."""
-    seen = total = 0
-    with session.events("record", ring="events", timeout=0) as events:
-        if read:
-            for event in events:
-                seen += 1
-                total += event.number
-        else:
-            for _ in events:
-                seen += 1
+    def batches(self) -> Any:
+        """Return a stream of batches that ends with the ring."""
+        return self.session.batches("record", ring="events", timeout=0)
+
+
+def typed(events: Any) -> int:
+    """Iterate over events."""
+    seen = 0
+    for _ in events:
+        seen += 1
     return seen
 
 
-def typed_async(session: Session) -> int:
+def typed_read(events: Any) -> int:
+    """Iterate over events, and look at one field of each."""
+    seen = total = 0
+    for event in events:
+        seen += 1
+        total += event.number
+    return seen
+
+
+def typed_async(events: Any) -> int:
     """Iterate over events on an event loop."""
 
     async def drain() -> int:
         seen = 0
-        async with session.events("record", ring="events", timeout=0) as events:
-            async for _ in events:
-                seen += 1
+        async for _ in events:
+            seen += 1
         return seen
 
     return asyncio.run(drain())
 
 
-def batched(session: Session) -> int:
+def batched(batches: Any) -> int:
     """Take batches, and one column of each."""
     seen = 0
-    with session.batches("record", ring="events", timeout=0) as batches:
-        for columns in batches:
-            seen += len(columns)
+    for columns in batches:
+        seen += len(columns["number"])
     return seen
 
 
@@ -127,16 +137,16 @@ def bcc(bench: Bench) -> Iterator[Drain]:
         pass_fds=[bench.ring_fd],
         env=environment,
     ) as reader:
-        assert reader.stdin is not None and reader.stdout is not None and reader.stderr is not None
-        asked, answers = reader.stdin, reader.stdout
+        asked: Any = reader.stdin
+        answers: Any = reader.stdout
+        complaints: Any = reader.stderr
 
         def drain() -> tuple[int, float]:
             asked.write("\n")
             asked.flush()
             answer = answers.readline().split()
             if not answer:
-                assert reader.stderr is not None
-                raise Unavailable(f"BCC: {reader.stderr.read().strip().splitlines()[-1]}")
+                raise Unavailable(f"BCC: {complaints.read().strip().splitlines()[-1]}")
             return int(answer[0]), float(answer[1])
 
         try:
@@ -151,10 +161,10 @@ def costs(session: Session, size: Size, result: Result) -> None:
     """Measure what a record costs, in interleaved rounds."""
     bench = Bench(session, size.times(FILLS))
     ways: dict[str, Callable[[], float]] = {
-        "typed": lambda: bench.measure(lambda: typed(session)),
-        "typed_read": lambda: bench.measure(lambda: typed(session, read=True)),
-        "typed_async": lambda: bench.measure(lambda: typed_async(session)),
-        "batched": lambda: bench.measure(lambda: batched(session)),
+        "typed": lambda: bench.measure(bench.events(), typed),
+        "typed_read": lambda: bench.measure(bench.events(), typed_read),
+        "typed_async": lambda: bench.measure(bench.events(), typed_async),
+        "batched": lambda: bench.measure(bench.batches(), batched),
     }
     try:
         with bcc(bench) as drain:
