@@ -196,12 +196,12 @@ def costs(session: Session, size: Size, result: Result) -> None:
         ):
             times = [a / b for a, b in zip(samples["bcc"], samples[name], strict=True)]
             result.median(f"{name}_times", label, times, "times", budget=budget, at_least=True)
-    for name, label, budget in (
-        ("typed", "events per second and core, `for`", 5e6),
-        ("batched", "events per second and core, batches", 50e6),
+    for name, label, floor in (
+        ("typed", "events per second and core, `for`", 5.0),
+        ("batched", "events per second and core, batches", 50.0),
     ):
-        rates = [1e9 / each for each in samples[name]]
-        result.median(f"{name}_rate", label, rates, "events/s", budget=budget, at_least=True)
+        rates = [1e3 / each for each in samples[name]]
+        result.median(f"{name}_rate", label, rates, "million/s", budget=floor, at_least=True)
 
 
 CALLER = """
@@ -224,7 +224,7 @@ def delays(probe: Path, size: Size, spin_us: float) -> list[float]:
             caller.kill()
             raise Unavailable(f"does not know the system calls of {os.uname().machine}")
         names = {"process": caller.pid, "call": call}
-        with Session(probe, probes="auto", variables=names, spin_us=spin_us) as session:
+        with Session(probe, "auto", variables=names, spin_us=spin_us) as session:
             found: list[float] = []
             with session.events("record", ring="moments", timeout=5) as events:
                 assert caller.stdin is not None

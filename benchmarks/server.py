@@ -120,9 +120,7 @@ def _server(backend: str, setting: str) -> Iterator[Server]:
         server.close()
 
 
-def visit(
-    server: Server, size: Size, alone: Solitude, order: list[str], seconds: float
-) -> Samples:
+def visit(server: Server, size: Size, alone: Solitude, order: list[str], seconds: float) -> Samples:
     took: Samples = {}
     for variant in order:
         if variant == "traced":
