@@ -10,14 +10,28 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from kerneltrace_core._native import rings
-from kerneltrace_core.errors import RingError
+from kerneltrace_core.errors import PrivilegeError, RingError
 from kerneltrace_core.ring.owner import Owner
 from kerneltrace_core.ring.protocol import CHUNK_BYTES, NO_LIMIT, Drained, Layout
 
 __all__ = ["PerfReader", "parse_cpus"]
 
+PARANOID = "/proc/sys/kernel/perf_event_paranoid"
 ONLINE = "/sys/devices/system/cpu/online"
 LARGEST_SAMPLE = 1 << 16  # a record's size is a u16
+
+
+def _remedy() -> str:
+    try:
+        paranoid = int(Path(PARANOID).read_text())
+    except (OSError, ValueError):
+        return " (add CAP_PERFMON)"
+    if paranoid > 2:  # Debian's own level, which CAP_PERFMON does not lift
+        return (
+            f" (kernel.perf_event_paranoid is {paranoid}: add CAP_SYS_ADMIN, "
+            "or sysctl kernel.perf_event_paranoid=2)"
+        )
+    return " (add CAP_PERFMON)"
 
 
 def parse_cpus(text: str) -> Iterator[int]:
@@ -51,7 +65,10 @@ class PerfReader:
             for cpu in parse_cpus(Path(ONLINE).read_text()):
                 if cpu >= entries:
                     break
-                part = rings.open_perf(map_fd, cpu, pages, name)
+                try:
+                    part = rings.open_perf(map_fd, cpu, pages, name)
+                except PrivilegeError as refusal:
+                    raise PrivilegeError(f"{refusal}{_remedy()}", errno=refusal.errno) from None
                 stack.callback(rings.close_perf, part, name)
                 poll.register(rings.perf_fd(part), select.EPOLLIN)
                 parts.append((cpu, part))
