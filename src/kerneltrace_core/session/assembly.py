@@ -33,8 +33,9 @@ __all__ = ["assemble"]
 
 # The programs of kt_filter.h, which only a filter that follows forks needs.
 FOLLOWERS = (
-    BtfTracepoint("sched_process_fork", program="kt_follow_fork"),
+    BtfTracepoint("sched_process_free", program="kt_follow_free"),
     BtfTracepoint("sched_process_exit", program="kt_follow_exit"),
+    BtfTracepoint("sched_process_fork", program="kt_follow_fork"),
 )
 
 
