@@ -35,6 +35,17 @@ def refuse(cause: str) -> None:
     raise SystemExit(f"build kerneltrace: {cause} ({PACKAGES})")
 
 
+def check_interpreter() -> None:
+    """Refuse a free-threaded build of CPython, which the limited API does not serve."""
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+        raise SystemExit(
+            f"build kerneltrace: this is a free-threaded Python {version}, and kerneltrace's C "
+            f"parts rely on the GIL and on the limited API, which it has not (use the default "
+            f"build of Python {version})"
+        )
+
+
 def tool(*names: str) -> str:
     """Find a program, by its plain name or with a version at the end (llvm-strip-14)."""
     for name in names:
@@ -115,6 +126,7 @@ class BuildNative(build_ext):
 
     def run(self) -> None:
         if LINUX:
+            check_interpreter()
             check_headers()
             in_place = self.inplace or getattr(self, "editable_mode", False)
             sources = sorted(PROBES.glob("*.bpf.c"))
