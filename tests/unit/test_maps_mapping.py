@@ -427,6 +427,66 @@ def test_inner_maps_over_a_kernel_that_opens_none_by_id() -> None:
         outer[5]
 
 
+def test_a_map_of_maps_gives_none_away_that_could_not_be_opened_then() -> None:
+    outer = faked(layout_of(MapType.HASH_OF_MAPS, U32, None, 4, inner=HASH))
+    outer[1] = outer.new()
+    for use in (lambda: outer.pop(1), lambda: outer.popitem(), lambda: outer.drain()):
+        with pytest.raises(UnsupportedError, match="read"):
+            use()
+    assert list(outer) == [1]
+    outer.clear()
+    assert list(outer) == []
+
+
+def test_a_map_of_maps_of_unknown_shape_makes_none() -> None:
+    outer = faked(layout_of(MapType.HASH_OF_MAPS, U32, None, 4))
+    with pytest.raises(OptionError, match="does not say of which shape"):
+        outer.new()
+
+
+def test_memory_over_a_fake_kernel() -> None:
+    array = faked(layout_of(MapType.ARRAY, U32, THREE, 5, flags=MapFlags.MMAPABLE))
+    array[4] = {"numbers": (1, 2, 3)}
+    with array.mapped(writable=True) as memory:
+        assert (memory[4].numbers, memory[0].numbers) == ((1, 2, 3), (0, 0, 0))
+        memory[1] = {"numbers": (7, 8, 9)}
+        assert memory[1].numbers == (7, 8, 9)
+        with pytest.raises(OptionError, match="write memory of map made: value: "):
+            memory[1] = 5
+        with pytest.raises(MapKeyError, match=r"no 5 \(0 to 4\)"):
+            memory[5]
+    assert memory.closed
+    memory.close()
+    array.freeze()
+    with pytest.raises(MapError, match="frozen already"):
+        array[0] = {"numbers": (1, 1, 1)}
+    with pytest.raises(MapError, match="frozen already"):
+        array.mapped(writable=True)
+
+
+def test_queues_and_stacks_over_a_fake_kernel() -> None:
+    for kind, expected in ((MapType.QUEUE, [2, 3, 4]), (MapType.STACK, [4, 3, 2])):
+        line = faked(layout_of(kind, None, U64, 3))
+        for value in (1, 2, 3):
+            line.push(value)
+        with pytest.raises(MapFullError):
+            line.push(4)
+        line.push(4, overwrite=True)
+        assert line.drain() == expected
+        with pytest.raises(TypeError):
+            len(line)
+
+
+def test_tries_over_a_fake_kernel() -> None:
+    routes = faked(layout_of(MapType.LPM_TRIE, PREFIX, U32, 9))
+    routes["10.0.0.0/8"] = 8
+    routes["10.1.0.0/16"] = 16
+    assert [routes.get(key) for key in ("10.9.9.9", "10.1.9.9", "11.0.0.0")] == [8, 16, None]
+    assert sorted(map(str, routes)) == ["10.0.0.0/8", "10.1.0.0/16"]
+    assert routes.pop("10.1.2.0/24", None) is None
+    assert routes.setdefault((24, bytes([10, 1, 2, 0])), 24) == routes["10.1.2.3"] == 24
+
+
 def test_pinned_maps_are_found_again_by_shape() -> None:
     fake = FakeMapCalls()
     table = faked(HASH, fake)

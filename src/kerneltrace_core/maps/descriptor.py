@@ -87,7 +87,7 @@ def _remember(descriptor: Descriptor) -> None:
     global _watching_forks
     with _lock:
         _open_descriptors.add(descriptor)
-        if not _watching_forks:
+        if not _watching_forks and hasattr(os, "register_at_fork"):
             _watching_forks = True
             os.register_at_fork(after_in_child=_abandon)
 

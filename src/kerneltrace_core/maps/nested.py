@@ -161,6 +161,10 @@ class MapOfMaps(KeyedMap[K, BpfMap]):
         # The value is an id: to be opened before the map that holds it forgets it.
         self._cannot("take from", "read it, then delete it")
 
+    def drain(self) -> NoReturn:
+        """Refuse: an inner map that nobody holds any more cannot be opened."""
+        self._cannot("drain", "read the maps, then clear() it")
+
     def close(self) -> None:
         """Close this handle, and those of inner maps that came from it."""
         super().close()
