@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.deadlines import time_factor
 from harness.forked import in_child, in_network_namespace
-from harness.probing import Probing, open_descriptors, probing, wait_until
+from harness.probing import PATIENCE_SECONDS, open_descriptors, probing
 from harness.tiers import Require
 from kerneltrace_core._native import attach as native
 from kerneltrace_core.errors import AttachError
@@ -25,7 +26,8 @@ from kerneltrace_core.session.probes import Cgroup, Probe, Tc, Xdp
 
 pytestmark = pytest.mark.kernel
 
-FRAME = bytes(6 * [0xFF]) + bytes(6) + b"\x88\xb5" + bytes(46)
+FRAME_TYPE = 0x88B5
+FRAME = bytes(6 * [0xFF]) + bytes(6) + FRAME_TYPE.to_bytes(2, "big") + bytes(46)
 
 
 def has_veth() -> Support:
@@ -66,31 +68,30 @@ def _veth(require: Require) -> None:
     require("veth interfaces", probe=has_veth)
 
 
-def send(interface: str, times: int) -> None:
-    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as out:
-        out.bind((interface, 0))
+def pass_frames(times: int) -> None:
+    """Send frames on one end; return when the other end's stack has got them all."""
+    with (
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as out,
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(FRAME_TYPE)) as into,
+    ):
+        out.bind(("kt-left", 0))
+        into.bind(("kt-right", FRAME_TYPE))
+        into.settimeout(PATIENCE_SECONDS * time_factor())
         for _ in range(times):
             out.send(FRAME)
+            assert into.recv(len(FRAME)) == FRAME
 
 
 def count_frames(spec: Probe, counter: str) -> list[int]:
-    """Return the frames counted while attached, detached, attached again; and what is left."""
+    """Return the frames counted: while attached, then detached, then attached again."""
     make_pair()
     counts = []
-
-    def sent(probes: Probing, more: int) -> int:
-        wanted = probes[counter] + more
-        send("kt-left", 23)
-        wait_until(lambda: probes[counter] >= wanted, f"{wanted} frames")
-        return probes[counter]
-
     with probing("network", spec) as probes:
         (link,) = probes.links
-        counts.append(sent(probes, 23))
-        link.detach()
-        counts.append(sent(probes, 0))
-        link.attach()
-        counts.append(sent(probes, 23))
+        for change in (link.attach, link.detach, link.attach):
+            change()
+            pass_frames(23)
+            counts.append(probes[counter])
     return counts
 
 

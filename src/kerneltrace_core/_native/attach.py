@@ -8,11 +8,12 @@ that means for a certain probe is said by the callers.
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 from kerneltrace_core._native.lib import Link, Program, _log_begin, _log_end, _reason, ffi, lib
-from kerneltrace_core.errors import AttachError, PrivilegeError
+from kerneltrace_core.errors import AttachError, KernelTraceError, PrivilegeError
 
 __all__ = [
     "attach_by_section",
@@ -36,8 +37,19 @@ THREADS = 1
 PROCESSES = 2
 
 
+@contextmanager
+def _logged() -> Iterator[None]:
+    """Pass on what libbpf writes in the block; of a failure as DEBUG, its exception tells it."""
+    _log_begin()
+    try:
+        yield
+    except KernelTraceError:
+        _log_end(failed=True)
+        raise
+    _log_end(failed=False)
+
+
 def _refused(act: str, code: int) -> NoReturn:
-    _log_end(failed=True)
     kind = PrivilegeError if code in (errno.EPERM, errno.EACCES) else AttachError
     raise kind(f"{act}: {_reason(code)}", errno=code)
 
@@ -72,11 +84,11 @@ def set_attach_target(program: Program, name: str) -> None:
 
     Reads the kernel's BTF the first time (tens of milliseconds). ESRCH: there is none.
     """
-    _log_begin()
-    _checked(
-        f"find {name} in the kernel's BTF",
-        lib.bpf_program__set_attach_target(program, 0, name.encode()),
-    )
+    with _logged():
+        _checked(
+            f"find {name} in the kernel's BTF",
+            lib.bpf_program__set_attach_target(program, 0, name.encode()),
+        )
 
 
 # ---- tracepoints and links --------------------------------------------------
@@ -158,33 +170,35 @@ def set_perf_program(fd: int, program_fd: int) -> None:
 
 def tc_hook_create(interface: int) -> bool:
     """Give an interface a clsact qdisc; False if it has one."""
-    _log_begin()
-    code = lib.kt_tc_hook_create(interface)
-    if code == -errno.EEXIST:
+    try:
+        with _logged():
+            _checked("create clsact qdisc", lib.kt_tc_hook_create(interface))
+    except AttachError as error:
+        if error.errno != errno.EEXIST:
+            raise
         return False
-    _checked("create clsact qdisc", code)
     return True
 
 
 def tc_hook_destroy(interface: int) -> None:
     """Remove the clsact qdisc with every filter in it."""
-    _log_begin()
-    _checked("remove clsact qdisc", lib.kt_tc_hook_destroy(interface))
+    with _logged():
+        _checked("remove clsact qdisc", lib.kt_tc_hook_destroy(interface))
 
 
 def tc_attach(interface: int, *, egress: bool, program_fd: int) -> tuple[int, int]:
     """Add a filter; its handle and priority, which ``tc_detach`` takes."""
-    _log_begin()
     place = ffi.new("uint32_t[2]")
-    code = lib.kt_tc_attach(interface, egress, program_fd, place, place + 1)
-    _checked("add tc filter", code)
+    with _logged():
+        code = lib.kt_tc_attach(interface, egress, program_fd, place, place + 1)
+        _checked("add tc filter", code)
     return int(place[0]), int(place[1])
 
 
 def tc_detach(interface: int, *, egress: bool, handle: int, priority: int) -> None:
     """Remove a filter."""
-    _log_begin()
-    _checked("remove tc filter", lib.kt_tc_detach(interface, egress, handle, priority))
+    with _logged():
+        _checked("remove tc filter", lib.kt_tc_detach(interface, egress, handle, priority))
 
 
 # ---- what is left to libbpf -------------------------------------------------
@@ -192,10 +206,10 @@ def tc_detach(interface: int, *, egress: bool, handle: int, priority: int) -> No
 
 def attach_by_section(program: Program) -> Link:
     """Attach as libbpf reads the section; the link is the caller's, to destroy."""
-    _log_begin()
-    link = lib.bpf_program__attach(program)
-    if link == ffi.NULL:
-        _refused("attach by section", ffi.errno)
+    with _logged():
+        link = lib.bpf_program__attach(program)
+        if link == ffi.NULL:
+            _refused("attach by section", ffi.errno)
     return link
 
 
