@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from harness.objects import compile_object
@@ -72,18 +71,3 @@ def call(count: int) -> None:
     """Make so many getppid calls; each is one system call."""
     for _ in range(count):
         os.getppid()
-
-
-def in_child(act: Callable[[], object]) -> None:
-    """Do something in a forked child, wait for it, and fail if it failed."""
-    child = os.fork()
-    if not child:
-        status = 1
-        try:
-            act()
-            status = 0
-        except BaseException as error:  # noqa: BLE001 - the child may end only below
-            sys.stderr.write(f"in the child: {error!r}\n")
-        finally:
-            os._exit(status)
-    assert os.waitpid(child, 0)[1] == 0

@@ -10,11 +10,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from harness.filtering import call, filtering, in_child
+from harness.filtering import call, filtering
+from harness.forked import in_child
 from harness.tiers import Require
 from kerneltrace_core.errors import OptionError
 from kerneltrace_core.kernel.support import Support
@@ -216,26 +218,23 @@ def test_children_and_their_children_are_followed_from_their_first_call_on() -> 
 
 
 def test_a_child_is_followed_until_its_last_thread_has_ended() -> None:
-    libc = ctypes.CDLL(None)
     exit_thread = 60 if os.uname().machine == "x86_64" else 93
-
-    def work() -> None:
-        leader = os.getpid()
-        ended = threading.Event()
-
-        def rest() -> None:
-            ended.wait()
-            while Path(f"/proc/self/task/{leader}/stat").read_text().split(") ")[1][0] != "Z":
-                time.sleep(0.001)
-            call(30)
-            os._exit(0)
-
-        threading.Thread(target=rest).start()
-        ended.set()
-        libc.syscall(exit_thread, 0)
+    libc = ctypes.CDLL(None)
 
     with filtering(OWN_AND_CHILDREN, follows=True) as found:
-        in_child(work)
+        child = os.fork()
+        if not child:
+            leader = Path(f"/proc/self/task/{os.getpid()}/stat")
+
+            def rest() -> None:
+                while leader.read_text().rpartition(")")[2].split()[0] != "Z":
+                    time.sleep(0.001)
+                call(30)
+                os._exit(0)
+
+            threading.Thread(target=rest).start()
+            libc.syscall(exit_thread, 0)
+        os.waitpid(child, 0)
 
         assert found.wanted() == 30
         assert eventually(lambda: found.control.processes == {os.getpid()})
@@ -360,22 +359,30 @@ def test_a_folder_that_is_no_control_group_is_refused(tmp_path: Path) -> None:
 # ---- pid namespaces -----------------------------------------------------------------
 
 
-def unshared(script: str, *options: str) -> subprocess.Popen[str]:
-    """Start Python as the first process of a new pid namespace."""
+@contextmanager
+def unshared(script: str, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """Run Python as the first process of a new pid namespace, which ends with the block."""
     unshare = shutil.which("unshare")
     assert unshare is not None
-    return subprocess.Popen(
-        [unshare, "--pid", "--fork", *options, sys.executable, "-c", script],
+    running = subprocess.Popen(
+        [unshare, "--pid", "--fork", "--kill-child", *options, sys.executable, "-c", script],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(TESTS)},
     )
+    with running:
+        try:
+            yield running
+        finally:
+            if running.poll() is None:
+                running.kill()
 
 
 INSIDE = """
 import os
-from harness.filtering import call, filtering, in_child
+from harness.filtering import call, filtering
+from harness.forked import in_child
 from kerneltrace_core.session.filters import Filter
 outside = int(input())
 assert os.getpid() == 1
@@ -399,21 +406,18 @@ def test_a_session_inside_a_pid_namespace_goes_by_its_own_numbers(
     require: Require, options: tuple[str, ...]
 ) -> None:
     require("capability:cap_sys_admin")
-    inside = unshared(INSIDE, *options)
-    assert inside.stdin is not None
-    assert inside.stdout is not None
+    with unshared(INSIDE, *options) as inside:
+        assert inside.stdin is not None
+        assert inside.stdout is not None
+        inside.stdin.write(f"{os.getpid()}\n")
+        inside.stdin.flush()
+        own_and_no_child = inside.stdout.readline()
+        ready = inside.stdout.readline()
+        # The number that the session was told is this process's, and means nobody in there.
+        call(100)
+        rest, _ = inside.communicate("go\n")
 
-    inside.stdin.write(f"{os.getpid()}\n")
-    inside.stdin.flush()
-    own_and_no_child = inside.stdout.readline()
-    ready = inside.stdout.readline()
-    # The number that the session was told is this process's, and means nobody in there.
-    call(100)
-    rest, _ = inside.communicate("go\n")
-
-    assert ready == "ready\n"
-    assert own_and_no_child == "100\n"
-    assert rest.split() == ["0", "153"]
+    assert (own_and_no_child, ready, rest.split()) == ("100\n", "ready\n", ["0", "153"])
 
 
 def test_processes_of_a_namespace_within_are_named_by_their_outer_number(
@@ -421,23 +425,24 @@ def test_processes_of_a_namespace_within_are_named_by_their_outer_number(
 ) -> None:
     require("capability:cap_sys_admin")
     script = "import os; print(flush=True); input(); [os.getppid() for _ in range(60)]"
-    inside = unshared(script)
-    assert inside.stdout is not None
-    inside.stdout.readline()
-    (child,) = map(int, Path(f"/proc/{inside.pid}/task/{inside.pid}/children").read_text().split())
+    with unshared(script) as inside:
+        assert inside.stdout is not None
+        inside.stdout.readline()
+        children = Path(f"/proc/{inside.pid}/task/{inside.pid}/children").read_text()
 
-    with filtering(Filter(pids=[child])) as found:
-        call(100)
-        inside.communicate("go\n")
+        with filtering(Filter(pids=[int(children)])) as found:
+            call(100)
+            inside.communicate("go\n")
 
-        assert found.wanted() == 60
+            assert found.wanted() == 60
 
 
 def test_a_followed_child_may_begin_a_namespace(require: Require) -> None:
     require("capability:cap_sys_admin")
 
     with filtering(OWN_AND_CHILDREN, follows=True) as found:
-        unshared("import os; [os.getppid() for _ in range(60)]").communicate()
+        with unshared("import os; [os.getppid() for _ in range(60)]") as inside:
+            inside.communicate()
 
         assert found.wanted() == 60
         assert eventually(lambda: found.control.processes == {os.getpid()})
