@@ -37,6 +37,8 @@ struct {
 /* Runs of one thread alone. */
 __u64 number;
 
+__u64 interrupts;
+
 /* Arguments: how many records; each nth is given up, 0: none. */
 SEC("raw_tp/sys_enter")
 int flood(struct bpf_raw_tracepoint_args *ctx)
@@ -89,6 +91,16 @@ int flood_lengths(struct bpf_raw_tracepoint_args *ctx)
 		kt_fill(&event, long_event);
 		kt_ring_output(flood_lengths, &events, &event, length);
 	}
+	return 0;
+}
+
+/* In the midst of flood, on its CPU, counts as if it were flood. */
+SEC("perf_event")
+int interrupt(void *ctx)
+{
+	kt_count(flood, seen);
+	kt_count(flood, lost);
+	__sync_fetch_and_add(&interrupts, 1);
 	return 0;
 }
 

@@ -1,0 +1,198 @@
+"""Under a flood that must lose, no record is missing from the counts."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from harness.objects import compile_object
+from harness.tiers import Require
+from kerneltrace_core._native import lib
+from kerneltrace_core.bpf.object import BpfObject
+from kerneltrace_core.btf.layout import ObjectLayout
+from kerneltrace_core.maps.maps import Maps
+from kerneltrace_core.ring.frames import split
+from kerneltrace_core.ring.perf import PerfReader
+from kerneltrace_core.ring.reader import RingReader
+from kerneltrace_core.session.links import Link
+from kerneltrace_core.session.loss import ProgramCounters, read_counters
+from kerneltrace_core.session.probes import PerfEvent
+from kerneltrace_core.session.variables import MappedSections, Variables
+
+pytestmark = pytest.mark.kernel
+
+AT_ONCE = 256
+# In 4096 bytes there is room for 56 records of 64 bytes with their headers.
+ROOM = 56
+FLOOD = 200_000
+
+
+class Flood:
+    """tests/probes/loss.bpf.c, loaded; ``interrupt`` is attached only inside of its own block."""
+
+    def __init__(self, undo: ExitStack, *programs: str) -> None:
+        data = compile_object("loss").read_bytes()
+        self.layout = ObjectLayout.from_elf(data)
+        self.object = undo.enter_context(BpfObject(data, "loss"))
+        self.object.select(set(programs))
+        self.object.load()
+        self.maps = Maps(self.object.map_fd, self.layout.maps)
+        undo.callback(self.maps.close)
+        variables = Variables(self.layout.variables, MappedSections(self.object))
+        undo.callback(variables.close)
+        self.variables = variables
+
+    def run(self, program: str, count: int, argument: int = 0) -> None:
+        """Send so many records."""
+        fd = self.object.program_fd(program)
+        while count > 0:
+            now = min(count, AT_ONCE)
+            context = bytearray(struct.pack("=12Q", now, argument, *[0] * 10))
+            lib.run_program(fd, context, f"run {program}")
+            count -= now
+
+    @contextmanager
+    def interrupted(self) -> Iterator[None]:
+        """Run ``interrupt`` after each 20 us of this process, wherever it is."""
+        spec = PerfEvent(count=20_000, event="task-clock", pid=os.getpid(), program="interrupt")
+        link = Link(self.object, "interrupt", spec)
+        try:
+            link.attach()
+            yield
+        finally:
+            link.close()
+
+    def counters(self, program: str) -> ProgramCounters:
+        return read_counters(self.layout, self.maps)[program]
+
+
+@pytest.fixture
+def flood(require: Require) -> Iterator[Flood]:
+    require("ring_buffer")
+    with ExitStack() as undo:
+        yield Flood(undo, "flood", "flood_perf", "flood_lengths")
+
+
+@pytest.fixture
+def ring(flood: Flood) -> Iterator[RingReader]:
+    reader = RingReader(flood.object.map_fd("events"), "events")
+    yield reader
+    reader.close()
+
+
+def test_programs_that_have_not_run_have_counted_nothing(flood: Flood) -> None:
+    assert read_counters(flood.layout, flood.maps) == {
+        program: ProgramCounters() for program in ("flood", "flood_perf", "flood_lengths")
+    }
+
+
+def test_what_fits_is_submitted_and_the_rest_is_lost(flood: Flood, ring: RingReader) -> None:
+    flood.run("flood", 200)
+
+    assert flood.counters("flood") == ProgramCounters(200, ROOM, 200 - ROOM, 0, 0)
+    assert ring.drain().records == ROOM
+
+
+def test_a_flood_of_which_most_is_lost_is_counted_to_the_last_record(
+    flood: Flood, ring: RingReader
+) -> None:
+    drained = 0
+    for _ in range(100):
+        flood.run("flood", FLOOD // 100)
+        drained += ring.drain().records
+
+    counted = flood.counters("flood")
+    assert counted.seen == FLOOD
+    assert counted.submitted + counted.lost == FLOOD
+    assert counted.submitted == drained == 100 * ROOM
+    assert counted.in_flight == counted.discarded == 0
+
+
+def test_records_that_the_program_gives_up_are_counted_apart(
+    flood: Flood, ring: RingReader
+) -> None:
+    flood.run("flood", 50, 5)
+
+    drained = ring.drain()
+    assert flood.counters("flood") == ProgramCounters(50, 40, 0, 10, 0)
+    assert (drained.records, drained.discarded) == (40, 10)
+
+
+def test_records_carry_their_type_size_cpu_and_time(flood: Flood, ring: RingReader) -> None:
+    flood.run("flood", 3)
+
+    payloads = [payload for payload, _ in split(ring.drain().frames)]
+    headers = [struct.unpack_from("=HHIQQ", payload) for payload in payloads]
+    assert [(kind, size, request) for kind, size, _, _, request in headers] == [(7, 64, 0)] * 3
+    assert all(cpu < lib.possible_cpus() for _, _, cpu, _, _ in headers)
+    times = [time for *_, time, _ in headers]
+    assert times == sorted(times)
+    assert times[0] > 0
+    assert [struct.unpack_from("=5Q", payload, 24) for payload in payloads] == [
+        (number, 0, 1, 2, 3) for number in range(3)
+    ]
+
+
+def test_records_of_varying_length_say_theirs(flood: Flood, ring: RingReader) -> None:
+    flood.run("flood_lengths", 18)
+
+    payloads = [payload for payload, _ in split(ring.drain().frames)]
+    lengths = [24 + 8 * (1 + number % 16) for number in range(18)]
+    assert [len(payload) for payload in payloads] == lengths
+    assert [struct.unpack_from("=HH", payload) for payload in payloads] == [
+        (300, length) for length in lengths
+    ]
+    assert flood.counters("flood_lengths") == ProgramCounters(18, 18, 0, 0, 0)
+
+
+def test_records_of_varying_length_that_do_not_fit_are_lost(flood: Flood, ring: RingReader) -> None:
+    flood.run("flood_lengths", 2000)
+
+    counted = flood.counters("flood_lengths")
+    assert counted.seen == counted.submitted + counted.lost == 2000
+    assert counted.lost > 0
+    assert ring.drain().records == counted.submitted
+
+
+def test_a_perf_buffer_and_the_program_agree_on_what_is_lost(flood: Flood) -> None:
+    reader = PerfReader(flood.object.map_fd("perf_events"), "perf_events", pages=1)
+    try:
+        flood.run("flood_perf", 5000)
+        drained = lost = 0
+        while True:
+            part = reader.drain()
+            drained += part.records
+            lost += part.lost
+            if not part.more:
+                break
+        # The buffer says what it lost with the next record that it has room for.
+        flood.run("flood_perf", 2)
+        rest = reader.drain()
+    finally:
+        reader.close()
+
+    counted = flood.counters("flood_perf")
+    assert counted.seen == counted.submitted + counted.lost == 5002
+    assert counted.lost > 0
+    assert drained + rest.records == counted.submitted
+    assert lost + rest.lost == counted.lost
+
+
+def test_what_interrupts_a_program_on_its_cpu_makes_it_lose_no_count(require: Require) -> None:
+    require("ring_buffer")
+
+    with ExitStack() as undo:
+        flood = Flood(undo, "flood", "interrupt")
+        with flood.interrupted():
+            flood.run("flood", FLOOD)
+        interrupts = flood.variables["interrupts"]
+        counted = flood.counters("flood")
+
+    assert interrupts > 0
+    assert counted.seen == FLOOD + interrupts
+    assert counted.submitted == ROOM
+    assert counted.lost == FLOOD + interrupts - ROOM
