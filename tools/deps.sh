@@ -54,6 +54,7 @@ assert (pathlib.Path(sysconfig.get_path("include")) / "Python.h").exists()'
 		need wrk program wrk
 		;;
 	guest)
+		need e2fsprogs program mkfs.ext4
 		need qemu-system-x86 program qemu-system-x86_64
 		# The daemon that shares files was QEMU's own until bookworm; from trixie on it is a package.
 		case $(. /etc/os-release && echo "${VERSION_CODENAME-}") in

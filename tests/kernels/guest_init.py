@@ -1,7 +1,7 @@
 """Make the initramfs that turns this machine's files into a guest's root and runs one command.
 
 The root is the shared file system, read-only, under a tmpfs overlay: what the command writes is
-gone afterwards, except below the folders shared read-write.
+gone afterwards, except below the folders shared read-write. /tmp is on a disk of the guest's own.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from cpio import CpioArchive
 from debian_kernel import DebianKernel
 
 BASE_MODULES = ["virtio_pci", "virtio_console", "overlay"]
+# ext4 asks the crypto layer for its checksum by name, which no dependency of the module's says.
+DISK_MODULES = ["virtio_blk", "crc32c_generic", "ext4"]
 SHARE_MODULES = {"virtiofs": ["virtiofs"], "9p": ["9pnet_virtio", "9p"]}
 
 # What every mount of the host's files is called inside.
@@ -39,6 +41,8 @@ $B mkdir /rw/up /rw/wk
 $B mount -t overlay -o lowerdir=/ro,upperdir=/rw/up,workdir=/rw/wk overlay $N ||
 	give_up "cannot mount the overlay"
 for d in proc sys dev run tmp var/tmp; do $B mkdir -p $N/$d; done
+# A file system on a disk: tmpfs has neither direct nor block I/O.
+$B mount -t ext4 /dev/vda $N/tmp && $B chmod 1777 $N/tmp || give_up "cannot mount the disk"
 $B mount --move /proc $N/proc; $B mount --move /sys $N/sys; $B mount --move /dev $N/dev
 $B mkdir -p $N/dev/pts $N/dev/shm
 $B mount -t devpts devpts $N/dev/pts; $B mount -t tmpfs tmpfs $N/dev/shm
@@ -110,7 +114,7 @@ def make_initramfs(
     for applet in ("sh", "insmod", "modprobe"):
         archive.add_link(f"bin/{applet}", "busybox")
     archive.add_file("init", _INIT.encode(), 0o755)
-    modules = kernel.modules_in_load_order(BASE_MODULES + SHARE_MODULES[share])
+    modules = kernel.modules_in_load_order(BASE_MODULES + DISK_MODULES + SHARE_MODULES[share])
     for name, content in modules.items():
         archive.add_file(f"modules/{name}.ko", content)
     mounts = []

@@ -99,6 +99,7 @@ def qemu_command(
     *,
     image: Path,
     initramfs: Path,
+    disk: Path,
     parameters: str,
     console: Path,
     folders: list[SharedFolder],
@@ -127,6 +128,9 @@ def qemu_command(
         *("-chardev", f"file,id=console,path={console}"),
         *("-serial", "chardev:console"),
         *("-device", "virtio-serial-pci"),
+        # What a guest writes need not survive this machine.
+        *("-drive", f"if=none,id=disk,file={disk},format=raw,cache=unsafe"),
+        *("-device", "virtio-blk-pci,drive=disk"),
     ]
     for folder in folders:
         command += _folder_arguments(folder)

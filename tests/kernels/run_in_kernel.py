@@ -33,6 +33,7 @@ from guest_init import ROOT_TAG, command_script, make_initramfs, rw_tag
 
 TIMED_OUT = 124
 GUEST_DIED = 125
+DISK_BYTES = 1 << 30
 
 _NAMESPACE_MARK = "RUN_IN_KERNEL_NAMESPACE"
 _PASSED_ON = {"HOME": "/root", "LANG": "C.UTF-8", "PATH": os.defpath}
@@ -252,6 +253,7 @@ def run(options: argparse.Namespace, command: list[str]) -> int:
             ),
             image=kernel.image,
             initramfs=initramfs,
+            disk=make_disk(work / "disk"),
             parameters=qemu.kernel_parameters(options.lsm, options.parameters),
             console=console,
             folders=folders,
@@ -270,6 +272,16 @@ def run(options: argparse.Namespace, command: list[str]) -> int:
             end = console.read_text(errors="replace")[-4000:]
             sys.stderr.write(f"run_in_kernel: {cause}; the end of its console:\n{end}\n")
         return status
+
+
+def make_disk(file: Path) -> Path:
+    """Make a sparse file with an empty ext4, the guest's /tmp."""
+    with file.open("wb") as stream:
+        stream.truncate(DISK_BYTES)
+    format_disk = ["mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=1", str(file)]
+    search = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+    subprocess.run(format_disk, check=True, env={**os.environ, "PATH": search})
+    return file
 
 
 def write_module_index(kernel: DebianKernel, busybox: Path) -> None:

@@ -252,6 +252,7 @@ def test_the_machine_has_its_folders_and_ports() -> None:
     command = qemu.qemu_command(
         qemu.Machine("qemu-system-x86_64", "max", cpus=3, memory="1G"),
         image=Path("/kernel"),
+        disk=Path("/work/disk"),
         initramfs=Path("/initramfs"),
         parameters="quiet",
         console=Path("/console"),
@@ -268,4 +269,5 @@ def test_the_machine_has_its_folders_and_ports() -> None:
     assert "-kernel /kernel -initrd /initramfs -append quiet -accel tcg,thread=multi" in line
     assert "-chardev socket,id=root,path=/s -device vhost-user-fs-pci,chardev=root,tag=root" in line
     assert "-fsdev local,id=rw0,path=/w,security_model=none,multidevs=remap -device" in line
+    assert "file=/work/disk,format=raw,cache=unsafe -device virtio-blk-pci,drive=disk" in line
     assert "-chardev socket,id=out,fd=5 -device virtserialport,chardev=out,name=guest.out" in line
