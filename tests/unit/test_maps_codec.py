@@ -8,7 +8,7 @@ from enum import IntEnum
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.map_layouts import CHAR, U32, U64, text
@@ -289,6 +289,7 @@ def plain(value: Any) -> Any:
     return tuple(map(plain, value)) if isinstance(value, tuple) else value
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_any_value_of_any_type_comes_back(data: st.DataObject) -> None:
     layout = data.draw(types())
@@ -302,6 +303,7 @@ def test_any_value_of_any_type_comes_back(data: st.DataObject) -> None:
     assert codec.encode(codec.decode(encoded)) == encoded
 
 
+@settings(deadline=None)
 @given(types(), st.data())
 def test_any_bytes_of_the_right_number_are_decoded_and_others_refused(
     layout: TypeLayout, data: st.DataObject
@@ -315,6 +317,7 @@ def test_any_bytes_of_the_right_number_are_decoded_and_others_refused(
             codec.decode(raw)
 
 
+@settings(deadline=None)
 @given(
     types(),
     st.recursive(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.map_layouts import U32, U64, layout_of
@@ -111,6 +111,7 @@ def test_what_makes_no_histogram_is_refused(make: object, told: str) -> None:
         make()  # type: ignore[operator]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, (1 << 64) - 1)))
 def test_each_value_is_in_the_bucket_that_has_it(values: list[int]) -> None:
     histogram = Histogram.of(values)
@@ -119,6 +120,7 @@ def test_each_value_is_in_the_bucket_that_has_it(values: list[int]) -> None:
         assert bucket.count == sum(bucket.low <= value <= bucket.high for value in values)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-50, 50)), st.integers(1, 9))
 def test_each_value_is_in_the_step_that_has_it(values: list[int], step: int) -> None:
     histogram = Histogram.of(values, scale="linear", start=-50, step=step)
@@ -127,6 +129,7 @@ def test_each_value_is_in_the_step_that_has_it(values: list[int], step: int) -> 
         assert bucket.count == sum(bucket.low <= value <= bucket.high for value in values)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 1 << 40), min_size=1, max_size=64).filter(any))
 def test_bars_are_as_long_as_bccs(counts: list[int]) -> None:
     lines = str(Histogram.log2(counts)).splitlines()[1:]

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.map_layouts import U32, U64, layout_of, text
@@ -126,6 +126,7 @@ steps = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(steps, st.sampled_from([(), ("read_batch",), ("read_batch", "take")]))
 def test_a_hash_is_a_dict_with_a_bottom(
     todo: list[tuple[str, int, int]], without: tuple[str, ...]
@@ -177,6 +178,21 @@ def test_a_hash_is_a_dict_with_a_bottom(
         elif act == "len":
             assert (len(table), bool(table)) == (len(model), bool(model))
         assert table.as_dict() == model
+
+
+class Racing(FakeMapCalls):
+    """A kernel in which a program stores the key that was just found missing."""
+
+    def lookup(self, fd: int, key: bytes | None, size: int, flags: int = 0) -> bytes | None:
+        found = super().lookup(fd, key, size, flags)
+        if found is None and key is not None:
+            self.update(fd, key, b"\7" * size)
+        return found
+
+
+def test_setdefault_overwrites_nothing_that_came_in_between() -> None:
+    table = faked(HASH, Racing())
+    assert table.setdefault(1, 5) == table[1] == int.from_bytes(b"\7" * 8, "little")
 
 
 # ---- walking -----------------------------------------------------------------------------
