@@ -115,7 +115,7 @@ class RingReader:
     def drain_strided(self, layout: Layout, limit_records: int) -> Strided:
         """Take records of one type straight into memory of their own, and stop before any other.
 
-        Some 4 ns for a record of 64 bytes. Never blocks. Raises RingError as ``drain`` does.
+        Some 6 ns for a record of 64 bytes. Never blocks. Raises RingError as ``drain`` does.
         """
         with self._open("drain"):
             wanted = self._wanted.get(layout)
