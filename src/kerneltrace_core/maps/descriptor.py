@@ -13,7 +13,7 @@ __all__ = ["Descriptor"]
 
 _open_descriptors: weakref.WeakSet[Descriptor] = weakref.WeakSet()
 _watching_forks = False
-_lock = threading.Lock()
+_lock = threading.RLock()
 
 
 class Descriptor:
@@ -94,6 +94,6 @@ def _remember(descriptor: Descriptor) -> None:
 
 def _abandon() -> None:
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     for descriptor in list(_open_descriptors):
         descriptor.abandon()

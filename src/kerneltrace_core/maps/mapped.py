@@ -17,7 +17,7 @@ __all__ = ["MappedArray"]
 V = TypeVar("V")
 
 _open: weakref.WeakSet[MappedArray[object]] = weakref.WeakSet()
-_lock = threading.Lock()
+_lock = threading.RLock()
 _watching_forks = False
 
 
@@ -124,7 +124,7 @@ def _remember(mapped: MappedArray[object]) -> None:
 def _abandon() -> None:
     """In a forked child: it is the parent's memory, and would keep the map."""
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     for mapped in list(_open):
         try:
             mapped.close()
