@@ -1,7 +1,7 @@
 """Make the initramfs that turns this machine's files into a guest's root and runs one command.
 
 The root is the shared file system, read-only, under a tmpfs overlay: what the command writes is
-gone afterwards, except below the folders shared read-write. /tmp is on a disk of the guest's own.
+gone afterwards, except below the folders shared read-write. TMPDIR is on a disk of the guest's own.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ BASE_MODULES = ["virtio_pci", "virtio_console", "overlay"]
 # ext4 asks the crypto layer for its checksum by name, which no dependency of the module's says.
 DISK_MODULES = ["virtio_blk", "crc32c_generic", "ext4"]
 SHARE_MODULES = {"virtiofs": ["virtiofs"], "9p": ["9pnet_virtio", "9p"]}
+
+# Where the guest's own disk is. Not /tmp: the work tree may be under it.
+TMPDIR = "/run/disk"
 
 # What every mount of the host's files is called inside.
 ROOT_TAG = "root"
@@ -41,12 +44,13 @@ $B mkdir /rw/up /rw/wk
 $B mount -t overlay -o lowerdir=/ro,upperdir=/rw/up,workdir=/rw/wk overlay $N ||
 	give_up "cannot mount the overlay"
 for d in proc sys dev run tmp var/tmp; do $B mkdir -p $N/$d; done
-# A file system on a disk: tmpfs has neither direct nor block I/O.
-$B mount -t ext4 /dev/vda $N/tmp && $B chmod 1777 $N/tmp || give_up "cannot mount the disk"
 $B mount --move /proc $N/proc; $B mount --move /sys $N/sys; $B mount --move /dev $N/dev
 $B mkdir -p $N/dev/pts $N/dev/shm
 $B mount -t devpts devpts $N/dev/pts; $B mount -t tmpfs tmpfs $N/dev/shm
 $B mount -t tmpfs tmpfs $N/run
+# TMPDIR, a file system on a disk: tmpfs has neither direct nor block I/O.
+$B mkdir $N@TMPDIR@
+$B mount -t ext4 /dev/vda $N@TMPDIR@ && $B chmod 1777 $N@TMPDIR@ || give_up "cannot mount the disk"
 $B ln -sf /proc/self/fd $N/dev/fd; $B ln -sf /proc/self/fd/0 $N/dev/stdin
 $B ln -sf /proc/self/fd/1 $N/dev/stdout; $B ln -sf /proc/self/fd/2 $N/dev/stderr
 $B mount -t cgroup2 cgroup2 $N/sys/fs/cgroup
@@ -113,7 +117,7 @@ def make_initramfs(
     archive.add_file("bin/busybox", busybox.read_bytes(), 0o755)
     for applet in ("sh", "insmod", "modprobe"):
         archive.add_link(f"bin/{applet}", "busybox")
-    archive.add_file("init", _INIT.encode(), 0o755)
+    archive.add_file("init", _INIT.replace("@TMPDIR@", TMPDIR).encode(), 0o755)
     modules = kernel.modules_in_load_order(BASE_MODULES + DISK_MODULES + SHARE_MODULES[share])
     for name, content in modules.items():
         archive.add_file(f"modules/{name}.ko", content)

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import qemu
 from debian_kernel import DebianKernel, KernelNotFoundError, find_kernel
-from guest_init import ROOT_TAG, command_script, make_initramfs, rw_tag
+from guest_init import ROOT_TAG, TMPDIR, command_script, make_initramfs, rw_tag
 
 TIMED_OUT = 124
 GUEST_DIED = 125
@@ -92,6 +92,7 @@ def guest_environment(wanted: list[str], release: str) -> dict[str, str]:
     """Return the command's environment: the needful, and each NAME=VALUE or NAME wanted."""
     environment = {name: os.environ.get(name, value) for name, value in _PASSED_ON.items()}
     environment["RUN_IN_KERNEL"] = release
+    environment["TMPDIR"] = TMPDIR
     for entry in wanted:
         name, equals, value = entry.partition("=")
         environment[name] = value if equals else os.environ.get(name, "")
@@ -275,7 +276,7 @@ def run(options: argparse.Namespace, command: list[str]) -> int:
 
 
 def make_disk(file: Path) -> Path:
-    """Make a sparse file with an empty ext4, the guest's /tmp."""
+    """Make a sparse file with an empty ext4, the guest's TMPDIR."""
     with file.open("wb") as stream:
         stream.truncate(DISK_BYTES)
     format_disk = ["mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=1", str(file)]

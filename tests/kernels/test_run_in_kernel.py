@@ -189,7 +189,7 @@ def test_the_guest_gets_only_the_environment_that_it_was_given(
 
     assert sorted(environment) == [
         *("HOME", "LANG", "NEW", "OWN", "PATH"),
-        *("RUN_IN_KERNEL", "UNSET"),
+        *("RUN_IN_KERNEL", "TMPDIR", "UNSET"),
     ]
     assert (environment["OWN"], environment["NEW"]) == ("value=1", "a=b")
     assert (environment["UNSET"], environment["RUN_IN_KERNEL"]) == ("", "6.1.0")
