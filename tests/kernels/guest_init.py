@@ -49,6 +49,8 @@ $B mkdir -p $N/dev/pts $N/dev/shm
 $B mount -t devpts devpts $N/dev/pts; $B mount -t tmpfs tmpfs $N/dev/shm
 $B mount -t tmpfs tmpfs $N/run
 # TMPDIR, a file system on a disk: tmpfs has neither direct nor block I/O.
+# The device comes some time after its driver.
+for n in 1 2 3 4 5 6 7 8 9 10; do [ -b $N/dev/vda ] && break; $B sleep 1; done
 $B mkdir $N@TMPDIR@
 $B mount -t ext4 /dev/vda $N@TMPDIR@ && $B chmod 1777 $N@TMPDIR@ || give_up "cannot mount the disk"
 $B ln -sf /proc/self/fd $N/dev/fd; $B ln -sf /proc/self/fd/0 $N/dev/stdin
