@@ -33,14 +33,14 @@ class KeyedMap(BpfMap, MutableMapping[K, V]):
     taken everywhere. OptionError, before any system call, for what does not fit; MapKeyError (a
     KeyError) for a key that is not there; MapFullError; PrivilegeError; UnsupportedError.
 
-    A value of more than 8 bytes may be read half old and half new in arrays, whose elements
-    programs change in place; not if it has a bpf_spin_lock, which is taken for it.
+    A value of more than 8 bytes may be read half old and half new while a program changes it in
+    place; not if it has a bpf_spin_lock, which is taken for it here.
 
     ``len`` counts by walking through all entries, and ``list(map)`` asks for it first, which
-    ``as_dict`` and loops do not. Iteration takes entries some hundred at a time
-    and is safe while programs, or the loop's body, change the map: it ends, and gives no key
-    twice; ``Walk.chunks`` says what it promises. Two maps are equal if they are the same object;
-    compare ``as_dict()``.
+    ``as_dict`` and loops do not. Iteration takes entries some hundred at a time and is safe while
+    programs, or the loop's body, change the map: it ends, and gives no key twice;
+    ``Walk.chunks`` says what it promises. Two maps are equal if they are the same object; compare
+    ``as_dict()``.
     """
 
     def __init__(
@@ -200,9 +200,10 @@ class KeyedMap(BpfMap, MutableMapping[K, V]):
             pass
 
     def drain(self) -> Iterator[tuple[K, V]]:
-        """Yield entries, deleting each; with Linux 5.14 no program's update is lost in between.
+        """Yield entries, deleting each; by batches, or with Linux 5.14, in one step.
 
-        A pass that is left early has deleted up to some hundred more than it gave.
+        What a program stores is in this pass or left in the map; what it adds at that very
+        moment through a pointer that it holds may be in neither. A pass that is left early has deleted up to some hundred more than it gave.
         """
         for chunk in self._explained(self._walk.take_chunks(), "drain"):
             for key, value in chunk:

@@ -82,7 +82,7 @@ class Walk:
     def take_chunks(self) -> Iterator[list[Entry]]:
         """Do as ``chunks`` and delete what is yielded.
 
-        By batches, and with Linux 5.14, no update is lost between reading and deleting.
+        By batches, or with Linux 5.14, each is read and deleted in one step.
         """
         if self.batches and self.type in BY_BUCKET:
             chunks = self._batches(take=True)
