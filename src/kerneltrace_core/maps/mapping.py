@@ -203,7 +203,8 @@ class KeyedMap(BpfMap, MutableMapping[K, V]):
         """Yield entries, deleting each; by batches, or with Linux 5.14, in one step.
 
         What a program stores is in this pass or left in the map; what it adds at that very
-        moment through a pointer that it holds may be in neither. A pass that is left early has deleted up to some hundred more than it gave.
+        moment through a pointer that it holds may be in neither. A pass that is left early has
+        deleted up to some hundred more than it gave.
         """
         for chunk in self._explained(self._walk.take_chunks(), "drain"):
             for key, value in chunk:
