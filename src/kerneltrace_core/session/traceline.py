@@ -22,8 +22,9 @@ class TraceLine:
     """A line that a program wrote. Immutable.
 
     ``task`` (15 characters at most; ``<...>`` if the kernel has forgotten) and ``pid`` (of the
-    thread, in the initial pid namespace): who was running. ``time_ns``: of the trace clock, in steps of 1000 ns; that is none of
-    Python's clocks unless trace_clock is set to ``mono``. None if it does not tell time.
+    thread, in the initial pid namespace): who was running. ``time_ns``: of the trace clock, in
+    steps of 1000 ns; that is none of Python's clocks unless trace_clock is set to ``mono``. None
+    if it does not tell time.
     """
 
     task: str
