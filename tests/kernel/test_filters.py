@@ -17,7 +17,9 @@ import pytest
 
 from harness.filtering import call, filtering
 from harness.forked import in_child
+from harness.objects import compile_object
 from harness.tiers import Require
+from kerneltrace_core import Session
 from kerneltrace_core.errors import OptionError
 from kerneltrace_core.kernel.support import Support
 from kerneltrace_core.session.filters import Filter
@@ -446,3 +448,32 @@ def test_a_followed_child_may_begin_a_namespace(require: Require) -> None:
 
         assert found.wanted() == 60
         assert eventually(lambda: found.control.processes == {os.getpid()})
+
+
+# ---- sessions -----------------------------------------------------------------------
+
+
+def test_a_session_that_follows_forks_counts_for_the_family() -> None:
+    with Session(compile_object("filters"), "auto", filter=OWN_AND_CHILDREN) as session:
+        call(10)
+        in_child(lambda: call(5))
+
+        assert session.variables["wanted"] == 15
+        assert eventually(lambda: session.filter.processes == {os.getpid()})
+
+
+def test_a_session_that_was_opened_without_a_filter_takes_one_later() -> None:
+    with Session(compile_object("filters"), "auto") as session:
+        session.filter.set(OWN)
+        before = session.variables["wanted"]
+        call(10)
+        in_child(lambda: call(5))
+
+        assert session.variables["wanted"] == before + 10
+        with pytest.raises(OptionError, match="opened without it"):
+            session.filter.set(OWN_AND_CHILDREN)
+
+
+def test_an_object_without_the_header_takes_no_filter() -> None:
+    with pytest.raises(OptionError, match=r"built without filters \(include <kerneltrace/kt_filt"):
+        Session(compile_object("calls"), "auto", filter=OWN).open()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 
 from harness.objects import compile_object
 from harness.tiers import Require
+from kerneltrace_core import BtfTracepoint, Filter, Session
 from kerneltrace_core._native import lib
 from kerneltrace_core.bpf.object import BpfObject
 from kerneltrace_core.btf.layout import ObjectLayout
@@ -19,7 +21,7 @@ from kerneltrace_core.ring.frames import split
 from kerneltrace_core.ring.perf import PerfReader
 from kerneltrace_core.ring.reader import RingReader
 from kerneltrace_core.session.links import Link
-from kerneltrace_core.session.loss import ProgramCounters, read_counters
+from kerneltrace_core.session.loss import ProgramCounters, read_counters, undrained
 from kerneltrace_core.session.probes import PerfEvent
 from kerneltrace_core.session.variables import MappedSections, Variables
 
@@ -196,3 +198,31 @@ def test_what_interrupts_a_program_on_its_cpu_makes_it_lose_no_count(require: Re
     assert counted.seen == FLOOD + interrupts
     assert counted.submitted == ROOM
     assert counted.lost == FLOOD + interrupts - ROOM
+
+
+def test_what_a_session_saw_is_what_it_delivered_and_every_loss(require: Require) -> None:
+    require("ring_buffer", "tracepoint:sys_exit")
+    probe = BtfTracepoint("sys_exit", program="on_flood")
+    whom = Filter(current_process=True)
+
+    delivered = 0
+    with Session(compile_object("session"), [probe], filter=whom, queue_size=100) as session:
+        with session.events("flood_event", ring="flood", timeout=0) as events:
+            for _ in range(50):
+                for _ in range(100):
+                    os.getppid()
+                delivered += sum(1 for _ in itertools.islice(events, 10))
+            (link,) = session.links
+            link.detach()
+        stats = session.stats()
+        left = undrained(stats.programs, stats.rings)
+
+    seen, ring = stats.programs["on_flood"], stats.rings["flood"]
+    assert seen.in_flight == seen.discarded == 0
+    assert seen.lost > 0, "the ring has room for 910"
+    assert ring.dropped > 0, "the queue has room for 100"
+    assert ring.delivered == delivered
+    unread = ring.waiting + ring.abandoned + ring.unclaimed + ring.unknown + ring.malformed
+    assert seen.seen == delivered + seen.lost + ring.dropped + unread + left
+    assert seen.seen % 64 == 0
+    assert seen.seen >= 50 * 100 * 64
