@@ -52,7 +52,8 @@ $B mount -t tmpfs tmpfs $N/run
 # The device comes some time after its driver.
 for n in 1 2 3 4 5 6 7 8 9 10; do [ -b $N/dev/vda ] && break; $B sleep 1; done
 $B mkdir $N@TMPDIR@
-$B mount -t ext4 $N/dev/vda $N@TMPDIR@ && $B chmod 1777 $N@TMPDIR@ || give_up "cannot mount the disk"
+$B mount -t ext4 $N/dev/vda $N@TMPDIR@ && $B chmod 1777 $N@TMPDIR@ ||
+	give_up "cannot mount the disk"
 $B ln -sf /proc/self/fd $N/dev/fd; $B ln -sf /proc/self/fd/0 $N/dev/stdin
 $B ln -sf /proc/self/fd/1 $N/dev/stdout; $B ln -sf /proc/self/fd/2 $N/dev/stderr
 $B mount -t cgroup2 cgroup2 $N/sys/fs/cgroup
