@@ -217,7 +217,12 @@ def test_what_a_session_saw_is_what_it_delivered_and_every_loss(
 
     delivered = 0
     with Session(
-        compile_object("session"), [probe], filter=whom, pump=pump, queue_size=100
+        compile_object("session"),
+        [probe],
+        programs=[],
+        filter=whom,
+        pump=pump,
+        queue_size=100,
     ) as session:
         with session.events("flood_event", ring="flood", timeout=0) as events:
             for _ in range(50):
