@@ -1,0 +1,67 @@
+"""Pages of docs/ that are run as a reader would: from top to bottom, in one folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import kerneltrace_core
+
+DOCS = Path(__file__).parents[2] / "docs"
+SOURCE = Path(kerneltrace_core.__file__).parents[1]
+# How many blocks of a page are run at least: what is no longer found is not passed over.
+KERNEL_PAGES = {"session": 7, "events": 9, "maps": 4}
+UNIT_PAGES = {"testing": 3}
+
+FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def story_pages() -> set[str]:
+    """Return the pages with blocks that are files, which only make sense as a whole."""
+    return {page.stem for page in DOCS.glob("*.md") if is_story(page.read_text())}
+
+
+def is_story(document: str) -> bool:
+    """Tell whether a page is run as a whole."""
+    return any(" file=" in block["info"] for block in FENCE.finditer(document))
+
+
+def run_page(page: str, folder: Path) -> int:
+    """Write the files of a page into a folder and run what it says is run; return how many."""
+    ran = 0
+    for block in FENCE.finditer((DOCS / f"{page}.md").read_text()):
+        words = block["info"].split()
+        files = [word.removeprefix("file=") for word in words if word.startswith("file=")]
+        for name in files:
+            (folder / name).write_text(block["text"])
+        if "run" not in words:
+            continue
+        ran += 1
+        if words[0] == "python":
+            _run([sys.executable, files[0]], folder)
+        for line in block["text"].splitlines() if words[0] == "console" else ():
+            _run(line.removeprefix("$ "), folder)
+    return ran
+
+
+def _run(command: list[str] | str, folder: Path) -> None:
+    binaries = str(Path(sys.executable).parent)
+    environment = {
+        **os.environ,
+        "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(SOURCE),
+    }
+    done = subprocess.run(
+        command,
+        shell=isinstance(command, str),
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command}:\n{done.stdout}{done.stderr}"
