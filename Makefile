@@ -142,6 +142,7 @@ bpf-objects: $(VENV)/.stamp ## compile the BPF programs for x86-64 and arm64 int
 	done
 
 bench: deps $(VENV)/.stamp ## measure what tracing costs (docs/performance.md)
+	@PYTHON='$(PYTHON)' sh tools/deps.sh bench
 	@$(BIN)/python benchmarks/run.py $(ARGS)
 
 build: build/wheel/.stamp ## build the wheel into build/wheel

@@ -22,7 +22,16 @@ sys.path[0] = str(ROOT)
 from benchmarks import document, machine  # noqa: E402
 from benchmarks.rounds import FULL, QUICK, SMOKE, Result, Size, Unavailable  # noqa: E402
 
-NAMES = ("steps", "request_in_process", "syscall", "switch", "boot", "server", "django_server")
+NAMES = (
+    "steps",
+    "request_in_process",
+    "syscall",
+    "switch",
+    "boot",
+    "server",
+    "django_server",
+    "events",
+)
 RESULTS = ROOT / "benchmarks" / "results.json"
 
 

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Install the system packages that are missing for a purpose, or print the one line that does.
 #
-# usage: deps.sh build|test|guest|fresh...
+# usage: deps.sh build|test|bench|guest|fresh...
 #
 # Nothing is asked of the network when nothing is missing. What is there is found by looking for the
 # program or header itself, so it does not matter where it came from.
@@ -51,6 +51,10 @@ assert (pathlib.Path(sysconfig.get_path("include")) / "Python.h").exists()'
 		need postgresql postgresql
 		need strace program strace
 		need util-linux program setpriv
+		need wrk program wrk
+		;;
+	bench)
+		need python3-bpfcc file /usr/lib/python3/dist-packages/bcc
 		need wrk program wrk
 		;;
 	guest)

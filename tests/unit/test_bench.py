@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 RUN = ROOT / "benchmarks" / "run.py"
-NAMES = ("steps", "request_in_process", "syscall", "switch", "boot", "server", "django_server")
+NAMES = ("steps", "request_in_process", "syscall", "switch", "boot", "server", "django_server", "events")
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="benchmarks are of Linux")
 
