@@ -17,6 +17,8 @@ import pytest
 
 from harness.filtering import call, filtering
 from harness.forked import in_child
+from harness.map_object import memory_for_maps
+from harness.nobody import as_nobody
 from harness.objects import compile_object
 from harness.tiers import Require
 from kerneltrace_core import Session
@@ -140,6 +142,23 @@ def test_users_are_named_by_number(require: Require) -> None:
         in_child(work)
 
         assert found.wanted() == 40
+
+
+def test_bpf_and_perfmon_are_enough_to_filter_and_to_follow(require: Require) -> None:
+    require("capability:cap_setuid", "capability:cap_setpcap")
+    require("memory for nobody's maps", probe=lambda: as_nobody(memory_for_maps))
+    # Imports and compiles what nobody may not read.
+    with filtering(OWN) as found:
+        found.filtered()
+
+    def count() -> int:
+        with filtering(OWN_AND_CHILDREN, follows=True) as found:
+            call(100)
+            in_child(lambda: call(5))
+            found.filtered()
+            return found.wanted()
+
+    assert as_nobody(count) == 105
 
 
 # ---- changes ------------------------------------------------------------------------
