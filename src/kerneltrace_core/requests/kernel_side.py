@@ -11,7 +11,7 @@ from struct import Struct
 
 from kerneltrace_core._native import lib
 from kerneltrace_core.bpf.object import BpfObject, builtin_object
-from kerneltrace_core.errors import KernelTraceError, LoadError, UnsupportedError
+from kerneltrace_core.errors import KernelTraceError, LoadError, PrivilegeError, UnsupportedError
 from kerneltrace_core.requests import layout
 from kerneltrace_core.requests.measures import Measures
 
@@ -165,11 +165,13 @@ class KernelSide:
         hoped = plan_programs(groups, timed, EVERY_TRACEPOINT)
         try:
             return cls._open(hoped, btf_path)
-        except LoadError as refused:
+        # A tracepoint that vmlinux lacks is searched for in the modules' types, for which libbpf
+        # needs CAP_SYS_ADMIN: without it the answer is EPERM.
+        except (LoadError, PrivilegeError) as refused:
             possible = plan_programs(groups, timed, tracepoint_arguments(btf_path))
             if possible == hoped:
                 raise
-            logger.info("request probes: %s; loading without", refused.message)
+            logger.info("request probes: %s; loading without", str(refused).partition("\n")[0])
             return cls._open(possible, btf_path)
 
     @classmethod
