@@ -6,6 +6,7 @@ import contextlib
 import gc
 import logging
 import os
+import signal
 import struct
 import sys
 import threading
@@ -19,6 +20,7 @@ from kerneltrace_core.events.engine import Selector
 from kerneltrace_core.ring.frames import split
 from kerneltrace_core.session.consumer import Consumer
 from kerneltrace_core.session.hub import Hub
+from kerneltrace_core.session.streams import RawStream
 from kerneltrace_core.testing.ring import FakeRing
 
 pytestmark = pytest.mark.unit
@@ -255,6 +257,22 @@ def test_others_go_on_when_a_blocking_consumer_has_made_space(hub: Hub, ring: Fa
     assert results == [[2]]
 
 
+def test_others_go_on_when_a_full_blocking_consumer_is_closed(hub: Hub, ring: FakeRing) -> None:
+    blocking = hub.subscribe(SELECT_A, capacity=1, overflow="block")
+    keen = hub.subscribe(SELECT_A)
+    ring.submit(a(1), a(2))
+    assert all_numbers(keen, 1) == [1]
+    thread, results = in_thread(lambda: numbers(keen.next_batch()))
+    wait_until(lambda: keen.asleep)
+
+    blocking.close()
+    thread.join(10)
+    hub.close()  # or its thread would wait for ever
+    thread.join(10)
+
+    assert results == [[2]]
+
+
 def test_each_record_is_counted_as_one_thing(ring: FakeRing) -> None:
     known = Selector(2, False, 0, 2, (A, B, 3))
     third = struct.pack("=HHIQ", 3, 16, 0, 0)
@@ -481,6 +499,20 @@ def test_a_ring_that_cannot_be_read_fails_for_everybody(hub: Hub, ring: FakeRing
         hub.subscribe(SELECT_A)
 
 
+def test_a_pump_that_runs_out_of_memory_tells_the_readers(ring: FakeRing) -> None:
+    hub = Hub(ring, pump="thread")
+    consumer = hub.subscribe(SELECT_A)
+    thread, results = in_thread(consumer.next_batch)
+    wait_until(lambda: consumer.asleep)
+
+    ring.fail(MemoryError())
+    thread.join(10)
+    hub.close()
+    thread.join(10)
+
+    assert [str(each) for each in results] == ["read ring events: MemoryError"]
+
+
 def test_a_reader_that_fails_still_delivers_what_came_before(ring: FakeRing) -> None:
     hub = Hub(ring)
     slow, keen = hub.subscribe(SELECT_A), hub.subscribe(SELECT_A)
@@ -546,6 +578,24 @@ def test_a_forked_child_is_told_so(hub: Hub, ring: FakeRing) -> None:
     assert told.startswith(f"read ring events of session test: it belongs to process {os.getpid()}")
     assert "forked" in told
     assert all_numbers(consumer, 1) == [1]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_child_closes_a_stream_that_a_thread_of_the_parent_reads(hub: Hub) -> None:
+    stream = RawStream(hub.subscribe(None))
+    thread, _ = in_thread(lambda: list(stream))
+    wait_until(lambda: stream._consumer.asleep)
+
+    child = os.fork()
+    if not child:
+        signal.alarm(10)  # kills it if it waits for the thread, which it has not
+        stream.close()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    stream.close()
+    thread.join(10)
+
+    assert status == 0
 
 
 @pytest.mark.parametrize("overflow", ["", "drop", None])

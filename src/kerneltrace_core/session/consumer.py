@@ -190,10 +190,14 @@ class Consumer:
         with self.turn:
             abandoned = self.queue.clear()
             self.hub.abandoned(self, abandoned, 0)
+        # The others may sleep before a full ring, which it was that nobody was to drain.
+        self.hub.has_space()
         return abandoned
 
     def hand_back(self, records: int) -> None:
         """Count records as abandoned that were delivered, but thrown away unread."""
+        if self.hub.inherited:
+            return  # nobody counts there, and a thread of the parent's may have the turn
         with self.turn:
             self.hub.abandoned(self, 0, records)
 

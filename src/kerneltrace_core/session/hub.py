@@ -69,7 +69,7 @@ class Hub:
         self._pump: Pump | None = None
         reader.listen(self._arrived)
         if pump == "thread":
-            self._pump = Pump(f"kerneltrace-{session}-{self.name}", reader.fd, self.pull)
+            self._pump = Pump(f"kerneltrace-{session}-{self.name}", reader.fd, self._pump_once)
             self._pump.start()
 
     # ---- who reads ------------------------------------------------------------------------
@@ -154,6 +154,14 @@ class Hub:
                     if consumer is not puller and consumer.asleep:
                         consumer.waiter.wake()
             return bool(drained.records or drained.discarded or drained.lost)
+
+    def _pump_once(self) -> bool:
+        """Do as ``pull``; what it raises ends the ring, for there is nobody else to hear of it."""
+        try:
+            return self.pull()
+        except Exception as error:  # noqa: BLE001 - also a want of memory
+            self._fail(error)
+            return False
 
     def _limit(self, consumers: list[Consumer]) -> int:
         """Return how many records the blocking consumers have space for."""
@@ -260,7 +268,7 @@ class Hub:
             return False
 
     def has_space(self) -> None:
-        """Go on draining: a consumer whose full queue held it up has taken a batch."""
+        """Go on draining: a consumer whose full queue held it up has taken a batch, or left."""
         if self._held:
             self._held = False
             self._arrived()
@@ -297,7 +305,7 @@ class Hub:
         """Raise RingError if the ring could not be read."""
         if self.failure is not None:
             raise RingError(
-                f"read ring {self.name}: {self.failure}",
+                f"read ring {self.name}: {str(self.failure) or type(self.failure).__name__}",
                 errno=getattr(self.failure, "errno", None),
             ) from self.failure
 
