@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,34 @@ def data() -> bytes:
 def session(data: bytes) -> Iterator[FakeSession]:
     with FakeSession(data, name="opens") as opened:
         yield opened
+
+
+def test_a_session_closes_while_readers_have_all_threads_of_the_event_loop(data: bytes) -> None:
+    async def main() -> list[int]:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        async with FakeSession(data) as session:
+            reader = asyncio.ensure_future(
+                asyncio.to_thread(session.process, lambda _: None, "open_event", timeout=10)
+            )
+            await asyncio.sleep(0.05)
+            await asyncio.wait_for(session.aclose(), 5)
+        return [await reader]
+
+    assert asyncio.run(main()) == [0]
+
+
+def test_a_cancelled_scope_of_trio_closes_its_session(data: bytes) -> None:
+    trio = pytest.importorskip("trio")
+    session = FakeSession(data)
+
+    async def main() -> None:
+        with trio.move_on_after(0.05):
+            async with session:
+                await trio.sleep_forever()
+
+    trio.run(main)
+
+    assert session.closed
 
 
 def test_an_emitted_event_arrives_with_its_fields_and_its_header(session: FakeSession) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from kerneltrace_core.errors import ClosedError
 from kerneltrace_core.session.options import SessionOptions
+from kerneltrace_core.session.own_thread import in_own_thread
 
 if TYPE_CHECKING:
     from kerneltrace_core.btf.layout import ObjectLayout
@@ -103,7 +104,7 @@ class Session:
 
     async def aclose(self) -> None:
         """Do as ``close``, on another thread."""
-        await _in_thread(self.close)
+        await in_own_thread(f"kerneltrace-{self.name}-close", self.close)
 
     @property
     def closed(self) -> bool:
@@ -123,7 +124,7 @@ class Session:
 
     async def __aenter__(self: Self) -> Self:
         try:
-            await _in_thread(self.open)
+            await in_own_thread(f"kerneltrace-{self.name}-open", self.open)
         except BaseException:
             self.close()  # cancelled, and opened all the same
             raise
@@ -265,24 +266,6 @@ class Session:
 
         self._open("read trace log")
         return trace_log(**how)
-
-
-async def _in_thread(function: Callable[[], T]) -> T:
-    """Run what blocks on another thread, to its end even if the caller is cancelled."""
-    import asyncio
-
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        import trio  # which else could drive this coroutine
-
-        return await trio.to_thread.run_sync(function)
-    running = loop.run_in_executor(None, function)
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait([running])
-        raise
 
 
 def _remember(session: Session) -> None:
