@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
 from harness import objects
+
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="BPF objects are compiled on Linux"
+)
 
 SOURCE = "int answer = 42;\n"
 
