@@ -132,5 +132,5 @@ def test_of_several_programs_one_must_be_named() -> None:
         pytest.raises(AttachError) as caught,
     ):
         choose_program(opened, Uprobe("libc.so.6", "getppid"))
-    told = 'on_uprobe (SEC("uprobe")), on_other (SEC("uprobe.s")) would do (say which: program=...)'
+    told = 'on_uprobe (SEC("uprobe")), on_other (SEC("uprobe")) would do (say which: program=...)'
     assert told in str(caught.value)

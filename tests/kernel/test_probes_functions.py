@@ -80,11 +80,27 @@ def test_23_reads_are_23_hits_with_their_bytes(require: Require, file: int, kind
         assert probes[f"{counter}_bytes"] == 23 * BYTES
 
 
+def attaches_again() -> Support:
+    """Tell whether one load of an fentry program may be attached more than once."""
+    with probing("functions", Fentry("vfs_read")) as probes:
+        (link,) = probes.links
+        link.detach()
+        try:
+            link.attach()
+        except UnsupportedError as error:
+            told = str(error)
+            assert "this kernel attaches such a program only once" in told
+            return Support.no(told, "Linux 5.13 or later", error.errno)
+    return Support.yes()
+
+
 @pytest.mark.parametrize("kind", READS)
 def test_a_link_counts_while_it_is_attached_and_leaves_no_descriptor(
     require: Require, file: int, kind: str
 ) -> None:
     require(NEEDS.get(kind, kind))
+    if NEEDS.get(kind, kind) == "fentry":
+        require("fentry programs that are attached again", probe=attaches_again)
     spec, counter = READS[kind]
     with probing("functions", spec, attach=False) as probes:
         (link,) = probes.links

@@ -12,6 +12,7 @@ import pytest
 from harness.nobody import as_nobody
 from harness.probing import open_descriptors, probing, wait_until
 from harness.tiers import Require
+from kerneltrace_core._native import attach as native
 from kerneltrace_core.errors import AttachError, PrivilegeError, UnsupportedError
 from kerneltrace_core.kernel.processors import online_processors
 from kerneltrace_core.kernel.support import Support
@@ -93,7 +94,20 @@ def test_one_processor_is_sampled_alone() -> None:
         assert elsewhere == 0
 
 
-def test_threads_that_start_later_are_sampled_and_children_are_not() -> None:
+def inherits_by_threads() -> Support:
+    """Tell whether an event can be inherited by threads alone."""
+    software, page_faults = 1, 2
+    try:
+        os.close(native.open_perf_event(software, page_faults, inherit=native.THREADS, pid=0))
+    except AttachError as error:
+        return Support.no(str(error), "Linux 5.13 or later", error.errno)
+    except PrivilegeError as error:
+        return Support.unknown(str(error), errno=error.errno)
+    return Support.yes()
+
+
+def test_threads_that_start_later_are_sampled_and_children_are_not(require: Require) -> None:
+    require("events that threads alone inherit", probe=inherits_by_threads)
     spec = PerfEvent(count=1, event="page-faults", pid=os.getpid())
     with probing("attach", spec) as probes:
         thread = threading.Thread(target=touch, args=(1000,))

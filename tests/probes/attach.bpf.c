@@ -64,7 +64,7 @@ int on_uretprobe(struct pt_regs *ctx)
 	return count(&uretprobe_hits);
 }
 
-SEC("uprobe.s")
+SEC("uprobe")
 int on_other(struct pt_regs *ctx)
 {
 	return count(&other_hits);

@@ -110,6 +110,12 @@ def attach_loaded(
     def explain(code: int) -> Cause:
         if code in (errno.EPERM, errno.EACCES):
             return privilege(code, NEEDED)
+        if code == errno.ENOENT:
+            return Cause(
+                "this kernel attaches such a program only once after it is loaded",
+                "Linux 5.13 or later attaches it again; open another session",
+                UnsupportedError,
+            )
         if code == errno.EBUSY:
             return Cause(
                 "the program is attached there already, or another one that changes its result is"
