@@ -469,6 +469,41 @@ def test_a_followed_child_may_begin_a_namespace(require: Require) -> None:
         assert eventually(lambda: found.control.processes == {os.getpid()})
 
 
+REUSED = """
+import os
+from harness.filtering import call, filtering
+from kerneltrace_core.session.filters import Filter
+
+def born_as(number):
+    with open("/proc/sys/kernel/ns_last_pid", "w") as last:
+        last.write(str(number - 1))
+    child = os.fork()
+    if not child:
+        call(50)
+        os._exit(0)
+    os.waitpid(child, 0)
+    return child
+
+for follows in (False, True):
+    with filtering(Filter(pids=[500], follow_forks=follows), follows=True) as found:
+        print(born_as(500), found.wanted(), 500 in found.control.processes)
+"""
+
+
+def test_a_number_that_a_stranger_gets_is_his_where_forks_are_followed(require: Require) -> None:
+    def probe() -> Support:
+        there = Path("/proc/sys/kernel/ns_last_pid").exists()
+        return Support.yes() if there else Support.no("no CONFIG_CHECKPOINT_RESTORE")
+
+    require("capability:cap_sys_admin")
+    require("numbers of new processes can be chosen", probe=probe)
+
+    with unshared(REUSED, "--mount-proc") as inside:
+        told, _ = inside.communicate()
+
+    assert told.splitlines() == ["500 50 True", "500 0 False"]
+
+
 # ---- sessions -----------------------------------------------------------------------
 
 

@@ -45,7 +45,18 @@ def printing(require: Require) -> Iterator[BpfObject]:
     require("tracefs", probe=readable)
     with BpfObject(compile_object("printing").read_bytes(), "printing") as opened:
         opened.load()
+        wait_until_it_is_on()
         yield opened
+
+
+def wait_until_it_is_on() -> None:
+    """Wait for the trace event behind bpf_printk: newest kernels leave it to a worker at load."""
+    mounted = find_tracefs()
+    assert mounted is not None
+    switch = mounted / "events" / "bpf_trace" / "bpf_trace_printk" / "enable"
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while switch.exists() and switch.read_text() != "1\n" and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def write(opened: BpfObject, count: int, mark: int = MARK) -> None:
