@@ -101,7 +101,8 @@ void *kt_region_map(int map_fd, size_t size);
 void *kt_region_anonymous(size_t size);
 int kt_region_forget(void *address, size_t size);
 
-struct kt_ring { uint64_t *consumer; const uint64_t *producer; const uint8_t *data; uint64_t size; };
+struct kt_ring { uint64_t *consumer; const uint64_t *producer; const uint8_t *data;
+                 uint64_t size; };
 struct kt_drained { uint64_t bytes, records, discarded, lost, needed; int more; };
 struct kt_wanted { uint32_t size; int tag_offset; uint32_t tag_size; uint32_t tags_count;
                    const uint64_t *tags; };

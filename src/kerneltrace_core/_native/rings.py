@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno as errno_names
 import os
+import weakref
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -43,9 +44,44 @@ def new_scratch(size_bytes: int) -> Scratch:
     return ffi.new_allocator(should_clear_after_alloc=False)("char[]", size_bytes)
 
 
-def view(scratch: Scratch, size_bytes: int) -> memoryview:
-    """Return the first bytes of a scratch themselves; the memory lives as long as the view."""
-    return memoryview(ffi.buffer(scratch, size_bytes)).cast("B")
+class Lender:
+    """Lend memory as views, and take it back when the last view of it is gone. Thread-safe.
+
+    Fresh memory costs a page fault for each of its pages, more than filling it: who goes through
+    one batch after the other gets the same pages again. No more than ``kept`` wait.
+    """
+
+    def __init__(self, kept: int = 2) -> None:
+        self._kept = kept
+        self._spare: list[Scratch] = []
+        # By identity: cffi's buffers have no hash, nor have references to them.
+        self._lent: dict[int, weakref.ref[Any]] = {}
+
+    def take(self, size_bytes: int) -> Scratch:
+        """Return memory of this size or more, aligned, not zeroed."""
+        try:
+            spare = self._spare.pop()
+        except IndexError:
+            return new_scratch(size_bytes)
+        return spare if len(spare) >= size_bytes else new_scratch(size_bytes)
+
+    def view(self, scratch: Scratch, size_bytes: int) -> memoryview:
+        """Return the first bytes themselves; the memory is the view's as long as it lives."""
+        buffer = ffi.buffer(scratch, size_bytes)
+
+        def back(lent: weakref.ref[Any]) -> None:
+            self._lent.pop(id(lent), None)
+            if len(self._spare) < self._kept:
+                self._spare.append(scratch)
+
+        lent = weakref.ref(buffer, back)
+        self._lent[id(lent)] = lent
+        return memoryview(buffer).cast("B")
+
+    def close(self) -> None:
+        """Keep nothing any more; what is lent stays good."""
+        self._kept = 0
+        self._spare.clear()
 
 
 def copy_out(scratch: Scratch, size_bytes: int) -> bytes:

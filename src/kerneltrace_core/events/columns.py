@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, KeysView, Sequence
+from functools import cached_property
 from typing import Any
 
 from kerneltrace_core.btf.layout import ArrayLayout, FieldLayout, Scalar, StructLayout, TypeLayout
@@ -32,8 +33,11 @@ class Columns:
             )
         self.layout = layout
         self.data = memoryview(data).toreadonly()
-        self._places = dict(_places(layout, "", 0))
         self._made: dict[str, Sequence[Any]] = {}
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[int, FieldLayout]]:
+        return dict(_places(self.layout, "", 0))
 
     def __len__(self) -> int:
         return len(self.data) // self.layout.size

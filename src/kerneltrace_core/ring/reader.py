@@ -43,6 +43,7 @@ class RingReader:
         self._scratch_bytes = min(CHUNK_BYTES, max(self._size, 4096))
         self._scratch = rings.new_scratch(self._scratch_bytes)
         self._wanted: dict[Layout, rings.Wanted] = {}
+        self._lender = rings.Lender()
         self._mapped = True
         self._memory: object = None
 
@@ -124,11 +125,11 @@ class RingReader:
             most = rings.pending_in_ring(self._ring) // (8 + -(-layout.size // 8) * 8)
             limit_records = min(limit_records, most)
             # Not a bytearray: to zero it costs as much as to fill it.
-            data = rings.new_scratch(limit_records * layout.size)
+            data = self._lender.take(limit_records * layout.size)
             result = self._result
             rings.drain_ring_strided(self._ring, wanted, data, limit_records, result, self.name)
             records, discarded, more = result.records, result.discarded, result.more > 0
-        return Strided(rings.view(data, records * layout.size), records, discarded, more)
+        return Strided(self._lender.view(data, records * layout.size), records, discarded, more)
 
     def pending_bytes(self) -> int:
         """Return the bytes between the positions, headers and unfinished records included."""
@@ -150,6 +151,7 @@ class RingReader:
             return
         with self._lock:
             self._owner.closed = True
+            self._lender.close()
             if not self._inside:
                 self._unmap()
 
