@@ -68,16 +68,16 @@ class Bench:
             sent += int.from_bytes(context, "little")
         return sent
 
-    def measure(self, open_stream: Callable[[], Any], drain: Callable[[Any], int]) -> float:
+    def measure(self, stream: Any, drain: Callable[[Any], int]) -> float:
         """Return the CPU time of one record, in ns: the least of some full rings."""
-        return min(self._measure(open_stream(), drain) for _ in range(REPEATS))
+        with stream:
+            return min(self._measure(stream, drain) for _ in range(REPEATS))
 
     def _measure(self, stream: Any, drain: Callable[[Any], int]) -> float:
-        with stream:
-            sent = self.fill()
-            begin = time.thread_time_ns()
-            seen = drain(stream)
-            took = time.thread_time_ns() - begin
+        sent = self.fill()
+        begin = time.thread_time_ns()
+        seen = drain(stream)
+        took = time.thread_time_ns() - begin
         assert seen == sent, f"{seen} of {sent} records"
         return took / sent
 
@@ -173,11 +173,11 @@ def costs(session: Session, size: Size, result: Result) -> None:
     """Measure what a record costs, in interleaved rounds."""
     bench = Bench(session, size.times(FILLS))
     ways: dict[str, Callable[[], float]] = {
-        "typed": lambda: bench.measure(bench.events, typed),
-        "typed_read": lambda: bench.measure(bench.events, typed_read),
-        "typed_async": lambda: bench.measure(bench.events, typed_async),
-        "batched": lambda: bench.measure(bench.batches, batched),
-        "batched_read": lambda: bench.measure(bench.batches, batched_read),
+        "typed": lambda: bench.measure(bench.events(), typed),
+        "typed_read": lambda: bench.measure(bench.events(), typed_read),
+        "typed_async": lambda: bench.measure(bench.events(), typed_async),
+        "batched": lambda: bench.measure(bench.batches(), batched),
+        "batched_read": lambda: bench.measure(bench.batches(), batched_read),
     }
     try:
         with bcc(bench) as drain:
