@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -35,8 +37,8 @@ class BpfObject:
     """An object that is opened, configured, loaded, attached and closed, in this order.
 
     Owns descriptors: close it, or use it in ``with``. Not thread-safe; ``close`` may come from
-    another thread. In a child after fork it is the parent's and must be left alone, see
-    ``abandon``.
+    another thread, or a signal handler, at any time: what is ``in_use`` is freed by its last user.
+    In a child after fork it is the parent's and must be left alone, see ``abandon``.
 
     Least kernel 5.5 (BTF); what the programs need may be more. Raises LoadError with libbpf's
     lines, PrivilegeError when the kernel refuses this process.
@@ -44,6 +46,9 @@ class BpfObject:
 
     def __init__(self, data: bytes, name: str, *, btf_path: str | None = None) -> None:
         self.name = name
+        # Reentrant: a signal handler may close it in the midst of anything.
+        self._lock = threading.RLock()
+        self._users = 0
         self._object = lib.open_object(data, name, btf_path)
         self._stack = ExitStack()
         self._stack.callback(lib.close_object, self._object)
@@ -63,17 +68,35 @@ class BpfObject:
     ) -> None:
         self.close()
 
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep its memory and descriptors for the block, even if it is closed meanwhile.
+
+        Raises ClosedError.
+        """
+        with self._lock:
+            self._check_open()
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if self.closed and not self._users:
+                    self._free()
+
     # ---- what is in it ------------------------------------------------------------
 
     def programs(self) -> tuple[ProgramFacts, ...]:
         """Return what the object says about its programs, in the order of their sections."""
-        return tuple(self.program(name) for name in self._programs)
+        with self.in_use():
+            return tuple(self.program(name) for name in self._programs)
 
     def program(self, name: str) -> ProgramFacts:
         """Return what the object says about a program. Raises KeyError if it has none so named."""
-        self._check_open()
-        facts = native_attach.program_facts(self._programs[name])
-        return ProgramFacts(name, *facts, self._attach_targets.get(name))
+        with self.in_use():
+            facts = native_attach.program_facts(self._programs[name])
+            return ProgramFacts(name, *facts, self._attach_targets.get(name))
 
     # ---- before load ------------------------------------------------------------
 
@@ -117,7 +140,8 @@ class BpfObject:
 
     def data_bytes(self, section: str) -> int:
         """Return the size of a data section in bytes."""
-        return len(self.initial_data(section))
+        with self.in_use():
+            return len(self.initial_data(section))
 
     def resize_map(self, name: str, entries: int) -> None:
         """Set a map's number of entries."""
@@ -148,8 +172,8 @@ class BpfObject:
 
         For what has no way of its own here; the object knows nothing of the link.
         """
-        self._check_open()
-        return native_attach.attach_by_section(self._programs[program])
+        with self.in_use():
+            return native_attach.attach_by_section(self._programs[program])
 
     def detach(self, program: str) -> None:
         """Detach a program; one that is not attached is left alone."""
@@ -164,23 +188,31 @@ class BpfObject:
 
     def program_fd(self, program: str) -> int:
         """Return the descriptor of a loaded program; the object keeps it."""
-        self._check_open()
-        return lib.program_fd(self._programs[program])
+        with self.in_use():
+            return lib.program_fd(self._programs[program])
 
     def map_fd(self, name: str) -> int:
         """Return the descriptor of a map; the object keeps it."""
-        self._check_open()
-        return lib.map_fd(lib.find_map(self._object, name))
+        with self.in_use():
+            return lib.map_fd(lib.find_map(self._object, name))
 
     # ---- end ------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Detach everything, newest first, and free the object. May be repeated."""
-        if self.closed:
-            return
-        self.closed = True
-        for program in reversed(self.attached):
-            self.detach(program)
+        """Detach everything, newest first, and free the object. May be repeated.
+
+        Does not wait for who uses it: that one frees it then.
+        """
+        with self._lock:
+            if self.closed:
+                return
+            self.closed = True
+            for program in reversed(self.attached):
+                self.detach(program)
+            if not self._users:
+                self._free()
+
+    def _free(self) -> None:
         self._stack.close()
 
     def abandon(self) -> None:
@@ -189,13 +221,16 @@ class BpfObject:
         The parent's programs stay attached. A link is not destroyed, which for some kinds tells
         the kernel to stop it for everybody; its descriptor is closed.
         """
-        if self.closed:
+        # Another thread of the parent may have held it at the fork.
+        self._lock = threading.RLock()
+        if self.closed and not self._users:
             return
         self.closed = True
+        self._users = 0
         for link in self._links.values():
             os.close(lib.link_fd(link))
         self._links.clear()
-        self._stack.close()
+        self._free()
 
     def _check_open(self) -> None:
         if self.closed:

@@ -60,30 +60,33 @@ def program_info(opened: BpfObject) -> dict[str, ProgramInfo]:
 
     Raises ClosedError.
     """
+    with opened.in_use():
+        return {
+            program.name: _info(opened.program_fd(program.name))
+            for program in opened.programs()
+            if program.loads
+        }
+
+
+def _info(fd: int) -> ProgramInfo:
     # Not at the top: this loads libbpf.
     from kerneltrace_core._native import facts
 
-    found = {}
-    for program in opened.programs():
-        if not program.loads:
-            continue
-        fd = opened.program_fd(program.name)
-        told = facts.program_info(fd)
-        found[program.name] = ProgramInfo(
-            id=told.id,
-            tag=told.tag.hex(),
-            type=told.type,
-            name=told.name,
-            loaded_ns=told.loaded_ns,
-            run_time_ns=told.run_time_ns,
-            run_count=told.run_count,
-            recursion_misses=told.recursion_misses,
-            instructions=told.instruction_bytes // INSTRUCTION_BYTES or None,
-            jited_bytes=told.jited_bytes or None,
-            verified_instructions=told.verified_instructions or None,
-            memory_bytes=_memory(fd),
-        )
-    return found
+    told = facts.program_info(fd)
+    return ProgramInfo(
+        id=told.id,
+        tag=told.tag.hex(),
+        type=told.type,
+        name=told.name,
+        loaded_ns=told.loaded_ns,
+        run_time_ns=told.run_time_ns,
+        run_count=told.run_count,
+        recursion_misses=told.recursion_misses,
+        instructions=told.instruction_bytes // INSTRUCTION_BYTES or None,
+        jited_bytes=told.jited_bytes or None,
+        verified_instructions=told.verified_instructions or None,
+        memory_bytes=_memory(fd),
+    )
 
 
 def parse_memory(lines: Iterable[str]) -> int | None:

@@ -7,7 +7,7 @@ import os
 import threading
 
 from kerneltrace_core.bpf.object import BpfObject
-from kerneltrace_core.errors import ClosedError, KernelTraceError
+from kerneltrace_core.errors import AttachError, ClosedError, KernelTraceError
 from kerneltrace_core.session.attach import attach_spec
 from kerneltrace_core.session.attached import Attached
 from kerneltrace_core.session.probe import Probe
@@ -16,12 +16,15 @@ __all__ = ["Link"]
 
 logger = logging.getLogger("kerneltrace")
 
+CLOSED = "it or its session is closed"
+
 
 class Link:
     """The attachment of one program to one probe, for as long as its session lives.
 
     ``attach`` and ``detach`` may be called any number of times, also while events flow, from any
-    thread; each waits for one that is under way. ``error`` is why an optional probe is not
+    thread, or a signal handler; each waits for one that is under way in another thread. ``close``
+    is for good: the session forgets it. ``error`` is why an optional probe is not
     attached. In a child after fork nothing is attached here, and the parent's stays as it is.
     """
 
@@ -34,7 +37,8 @@ class Link:
         self._process = os.getpid()
         self._loaded = True
         self._closed = False
-        self._lock = threading.Lock()
+        # Reentrant: a signal handler may close the session in the midst of an attach.
+        self._lock = threading.RLock()
 
     @classmethod
     def refused(cls, opened: BpfObject, program: str, spec: Probe, error: KernelTraceError) -> Link:
@@ -56,6 +60,11 @@ class Link:
         """Tell whether the program runs there now."""
         return self._attached is not None and self._process == os.getpid()
 
+    @property
+    def closed(self) -> bool:
+        """Whether ``close`` was called, by its session or for itself."""
+        return self._closed
+
     def attach(self) -> None:
         """Attach; does nothing if it is attached.
 
@@ -66,17 +75,22 @@ class Link:
             raise self._unusable("it is the parent process's")
         with self._lock:
             if self._closed:
-                raise self._unusable("its session is closed")
+                raise self._unusable(CLOSED)
             if self._attached is not None or not self._loaded:
                 return
             try:
-                self._attached = attach_spec(self._object, self.program, self.spec)
+                # Or a close meanwhile would free the program, and its number be another's.
+                with self._object.in_use():
+                    self._attached = attach_spec(self._object, self.program, self.spec)
             except KernelTraceError as error:
                 if not self.spec.optional:
                     raise
                 self._leave_out(error)
             else:
                 self.error = None
+            if self.closed:  # by a signal handler, which found nothing attached
+                self.detach()
+                raise self._unusable(CLOSED)
 
     def _leave_out(self, error: KernelTraceError) -> None:
         if self.error is None:
@@ -96,11 +110,16 @@ class Link:
             return
         with self._lock:
             attached, self._attached = self._attached, None
-            if attached is not None:
+            if attached is None:
+                return
+            try:
                 attached.close()
+            except AttachError:  # refused, and nothing was done
+                self._attached = attached
+                raise
 
     def close(self) -> None:
-        """Detach for good: its session ends. May be repeated."""
+        """Detach for good, and be forgotten by the session. May be repeated."""
         self._closed = True
         self.detach()
 

@@ -6,7 +6,7 @@ import threading
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from kerneltrace_core.errors import OptionError
+from kerneltrace_core.errors import ClosedError, OptionError
 from kerneltrace_core.session.stats import SessionStats, read_stats
 
 if TYPE_CHECKING:
@@ -41,7 +41,9 @@ class Parts:
         self.streams = streams
         self.links: list[Link] = []
         self._control = control
-        self._lock = threading.Lock()
+        self._closed = False
+        # Reentrant: a signal handler may close the session in the midst of an attach.
+        self._lock = threading.RLock()
 
     def filter(self) -> FilterControl:
         """Return what changes the filter. Raises OptionError where the object has none."""
@@ -57,11 +59,16 @@ class Parts:
         from kerneltrace_core.session.choosing import choose_program
         from kerneltrace_core.session.links import Link
 
-        link = Link(self.object, choose_program(self.object, probe), probe)
-        link.attach()
-        with self._lock:
-            self.links.append(link)
-        return link
+        with self.object.in_use():
+            link = Link(self.object, choose_program(self.object, probe), probe)
+            link.attach()
+            with self._lock:
+                if not self._closed:
+                    self.links[:] = [each for each in self.links if not each.closed]
+                    self.links.append(link)
+                    return link
+            link.close()
+        raise ClosedError(f"attach {probe.describe()}: its session was closed meanwhile")
 
     def stats(self) -> SessionStats:
         """Return the counts of this moment."""
@@ -69,12 +76,15 @@ class Parts:
 
     def close(self) -> None:
         """Detach first, so that nothing more comes; then end the readers, then free."""
+        with self._lock:
+            self._closed = True
+            links = list(self.links)
         with ExitStack() as end:
             end.callback(self.object.close)
             end.callback(self.variables.close)
             end.callback(self.maps.close)
             end.callback(self.streams.close)
-            for link in self.links:
+            for link in links:
                 end.callback(link.close)
 
     def abandon(self) -> None:

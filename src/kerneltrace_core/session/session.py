@@ -191,13 +191,13 @@ class Session:
     @property
     def links(self) -> tuple[Link, ...]:
         """The links, in the order in which they were made; those of optional probes too."""
-        return tuple(self._open("list links").links)
+        return tuple(each for each in self._open("list links").links if not each.closed)
 
     def attach(self, probe: Probe) -> Link:
         """Attach one more probe while events flow; ``link.detach()`` undoes it.
 
-        Blocks for milliseconds, a perf uprobe for tens. Raises AttachError, PrivilegeError,
-        UnsupportedError, OptionError.
+        ``link.close()`` does so for good: the session forgets the link. Blocks for milliseconds,
+        a perf uprobe for tens. Raises AttachError, PrivilegeError, UnsupportedError, OptionError.
         """
         return self._open(f"attach {probe.describe()}").attach(probe)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import mmap
 from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kerneltrace_core.btf.layout import VariableLayout
@@ -89,8 +90,9 @@ class Variables(MutableMapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         layout = _known(self._layouts, name)
-        memory = self._memory(layout)
-        return Codec(layout.type).decode(bytes(memory[layout.offset : layout.offset + layout.size]))
+        with self._memory(layout) as memory:
+            data = bytes(memory[layout.offset : layout.offset + layout.size])
+        return Codec(layout.type).decode(data)
 
     def __setitem__(self, name: str, value: Any) -> None:
         layout = _known(self._layouts, name)
@@ -100,8 +102,8 @@ class Variables(MutableMapping[str, Any]):
                 "(give it in Session(variables=...), or take `const` off it)"
             )
         encoded = _encode(layout, value)
-        memory = self._memory(layout)
-        memory[layout.offset : layout.offset + layout.size] = encoded
+        with self._memory(layout) as memory:
+            memory[layout.offset : layout.offset + layout.size] = encoded
 
     def __delitem__(self, name: str) -> None:
         raise OptionError(f"delete variable {name}: variables belong to the object")
@@ -115,11 +117,17 @@ class Variables(MutableMapping[str, Any]):
     def __contains__(self, name: object) -> bool:
         return name in self._layouts
 
-    def _memory(self, layout: VariableLayout) -> Memory:
+    @contextmanager
+    def _memory(self, layout: VariableLayout) -> Iterator[Memory]:
         sections = self._sections
-        if sections is None:
-            raise ClosedError(f"use variable {layout.name}: its session is closed")
-        return sections.memory(layout)
+        try:
+            if sections is not None:
+                yield sections.memory(layout)
+                return
+        except (ClosedError, ValueError):  # mmap's word for what was closed meanwhile
+            if self._sections is not None:
+                raise
+        raise ClosedError(f"use variable {layout.name}: its session is closed")
 
     def close(self) -> None:
         """Forget the memory. May be repeated."""
@@ -139,9 +147,10 @@ class MappedSections:
         """Return the memory of a variable's section."""
         section = self._mapped.get(layout.section)
         if section is None:
-            size = self._object.data_bytes(layout.section)
             access = mmap.PROT_READ | (mmap.PROT_WRITE if layout.writable else 0)
-            fresh = mmap.mmap(self._object.map_fd(layout.section), size, prot=access)
+            with self._object.in_use():
+                size = self._object.data_bytes(layout.section)
+                fresh = mmap.mmap(self._object.map_fd(layout.section), size, prot=access)
             section = self._mapped.setdefault(layout.section, fresh)
         return section
 

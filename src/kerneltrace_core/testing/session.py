@@ -32,6 +32,7 @@ class FakeLink:
         self.program = spec.program or spec.target()
         self.error = None
         self.attached = False
+        self.closed = False
 
     def attach(self) -> None:
         """Be attached."""
@@ -41,7 +42,12 @@ class FakeLink:
         """Be detached."""
         self.attached = False
 
-    close = abandon = detach
+    def close(self) -> None:
+        """Be detached for good."""
+        self.detach()
+        self.closed = True
+
+    abandon = close
 
 
 class FakeObject:

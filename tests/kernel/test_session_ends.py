@@ -1,0 +1,122 @@
+"""A session that is closed in the midst of something else: by another thread, by a signal."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.objects import compile_object
+from kerneltrace_core import BtfTracepoint, ClosedError, Session
+from kerneltrace_core.bpf.object import BpfObject
+from kerneltrace_core.session import links
+from kerneltrace_core.session.attach import attach_spec
+from kerneltrace_core.session.variables import Variables
+
+OBJECT = compile_object("session")
+FDS = Path("/proc/self/fd")
+PROBE = BtfTracepoint("sys_enter", program="on_call")
+
+
+@pytest.fixture(autouse=True)
+def needs(require: Callable[..., None]) -> None:
+    require("tracepoint:sys_enter", "ring_buffer")
+
+
+@pytest.fixture
+def after_attaching(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
+    """Return what is done at the end of each attach, before its caller has the attachment."""
+    acts: list[Callable[[], None]] = []
+
+    def attach(*given: Any) -> Any:
+        attached = attach_spec(*given)
+        while acts:
+            acts.pop()()
+        return attached
+
+    monkeypatch.setattr(links, "attach_spec", attach)
+    return acts
+
+
+def elsewhere(act: Callable[[], None]) -> Callable[[], None]:
+    def run() -> None:
+        thread = threading.Thread(target=act)
+        thread.start()
+        thread.join(10)
+        assert not thread.is_alive()
+
+    return run
+
+
+@pytest.mark.parametrize("by_thread", [True, False], ids=["thread", "signal"])
+def test_a_session_closed_during_an_attach_leaves_nothing_attached(
+    by_thread: bool, after_attaching: list[Callable[[], None]]
+) -> None:
+    before = set(FDS.iterdir())
+    session = Session(OBJECT, programs=["on_call"]).open()
+    after_attaching.append(elsewhere(session.close) if by_thread else session.close)
+
+    with pytest.raises(ClosedError, match=r"attach .*: its session was closed meanwhile"):
+        session.attach(PROBE)
+
+    assert session.closed
+    assert set(FDS.iterdir()) <= before
+
+
+def test_a_signal_handler_closes_a_session_whose_link_is_being_attached(
+    after_attaching: list[Callable[[], None]],
+) -> None:
+    session = Session(OBJECT, [PROBE]).open()
+    [link] = session.links
+    link.detach()
+    after_attaching.append(session.close)
+
+    with pytest.raises(ClosedError, match="its session is closed"):
+        link.attach()
+
+    assert not link.attached
+
+
+def test_an_object_in_use_is_freed_by_its_last_user() -> None:
+    opened = BpfObject(OBJECT.read_bytes(), "session")
+    opened.select({"on_call"})
+    opened.load()
+    fd = opened.program_fd("on_call")
+
+    with opened.in_use(), opened.in_use():
+        opened.close()
+        name = opened.closed, str((FDS / str(fd)).readlink())
+
+    assert name == (True, "anon_inode:bpf-prog")
+    assert not (FDS / str(fd)).exists()
+    with pytest.raises(ClosedError, match="use BPF object session: it is closed"):
+        opened.program("on_call")
+
+
+def test_a_link_that_is_closed_is_forgotten() -> None:
+    with Session(OBJECT, programs=["on_call"]) as session:
+        for _ in range(3):
+            session.attach(PROBE).close()
+        last = session.attach(PROBE)
+
+        assert session.links == (last,)
+        assert len(session._open("look").links) == 1
+
+
+def test_a_variable_that_is_read_while_its_session_closes_says_so() -> None:
+    with Session(OBJECT, programs=["on_call"]) as session:
+        sections: Any = session.variables._sections
+        variables = Variables(session.layout.variables, sections)
+        memory = sections.memory
+
+        def closed_meanwhile(layout: Any) -> Any:
+            found = memory(layout)
+            variables.close()
+            return found
+
+        sections.memory = closed_meanwhile
+        with pytest.raises(ClosedError, match="use variable failed: its session is closed"):
+            variables["failed"]
