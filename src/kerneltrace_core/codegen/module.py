@@ -16,7 +16,7 @@ from kerneltrace_core.codegen.skeleton_source import Skeleton
 
 __all__ = ["IMPORTS", "generate"]
 
-# Where generated modules find what they use.
+# Where generated modules find what they use: in what is public.
 IMPORTS = {
     "collections.abc": ("Mapping", "Sequence"),
     "enum": ("IntEnum",),
@@ -25,31 +25,23 @@ IMPORTS = {
         "TYPE_CHECKING", "Annotated", "Any", "Final", "Literal", "NoReturn", "TypeAlias",
         "TypedDict", "cast",
     ),
-    "kerneltrace_core.events.annotations": ("Array",),
-    "kerneltrace_core.events.declare": ("kernel_event",),
-    "kerneltrace_core.events.engine": ("KernelEvent",),
-    "kerneltrace_core.events.scalars": (
-        "Chars", "be16", "be32", "be64", "f32", "f64",
+    "kerneltrace_core": (
+        "Array", "Chars", "KernelEvent", "Probe", "Session", "kernel_event",
+        "be16", "be32", "be64", "f32", "f64",
         "s8", "s16", "s32", "s64", "u8", "u16", "u32", "u64",
     ),
-    "kerneltrace_core.session.probe": ("Probe",),
-    "kerneltrace_core.session.session": ("Session",),
 }  # fmt: skip
 # What only type checkers ask for.
 TYPES = {
-    "kerneltrace_core.maps.arrays": ("ArrayMap",),
-    "kerneltrace_core.maps.bpf_map": ("BpfMap",),
-    "kerneltrace_core.maps.mapping": ("HashMap",),
-    "kerneltrace_core.maps.nested": ("ArrayOfMaps", "DescriptorMap", "HashOfMaps"),
-    "kerneltrace_core.maps.percpu": ("PerCpuArrayMap", "PerCpuHashMap"),
-    "kerneltrace_core.maps.queues": ("BloomFilter", "QueueMap"),
-    "kerneltrace_core.maps.stacks": ("StackTraceMap",),
-    "kerneltrace_core.maps.storage": ("StorageMap",),
+    "kerneltrace_core.maps": (
+        "ArrayMap", "ArrayOfMaps", "BloomFilter", "BpfMap", "DescriptorMap", "HashMap",
+        "HashOfMaps", "PerCpuArrayMap", "PerCpuHashMap", "QueueMap", "StackTraceMap",
+        "StorageMap", "TrieMap",
+    ),
     "kerneltrace_core.maps.struct_maps": (
         "StructArrayMap", "StructHashMap", "StructPerCpuArrayMap", "StructPerCpuHashMap",
         "StructQueueMap",
     ),
-    "kerneltrace_core.maps.tries": ("TrieMap",),
 }  # fmt: skip
 LIBRARY = "kerneltrace_core"
 
