@@ -229,8 +229,10 @@ def test_steps_around_steps_end_in_a_recursion_error_and_not_in_a_crash(record: 
     async def inner() -> None:
         await suspend()
 
+    # From 3.14 on it is the stack itself that is measured, and not the calls.
+    depth = 20_000 if sys.version_info < (3, 14) else 200_000
     step = coroutine = inner()
-    for _ in range(20_000):
+    for _ in range(depth):
         step = record.step(step)
 
     with pytest.raises(RecursionError):
