@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import json
 import os
 import signal
 import sys
@@ -10,6 +12,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+
+from kerneltrace_core._native.handlers import raised_by_handler
 
 _step = pytest.importorskip("kerneltrace_core._native._step", reason="_step is not built")
 
@@ -25,6 +29,14 @@ class TimeLimitError(Exception):
 
 def raise_time_limit(*_signal: object) -> None:
     raise TimeLimitError("from the handler")
+
+
+class Handler:
+    def __init__(self, function: Any) -> None:
+        self.function = function
+
+    def __call__(self, *about: object) -> None:
+        self.function(*about)
 
 
 @pytest.fixture
@@ -77,6 +89,38 @@ def test_what_a_handler_raises_inside_a_sampler_reaches_the_application(
     assert _step.current() is record, "the border itself was completed"
     _step.pop(None)
     record.close()
+
+
+def test_what_a_library_raises_inside_a_sampler_is_the_samplers_failure(
+    region: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reported: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda about: reported.append(about.exc_type))
+    region.sampler = sampler("import json; json.loads('{')")
+    record = region.open()
+
+    _step.pop(_step.push(record))
+    record.close()
+
+    assert reported == [json.JSONDecodeError]
+
+
+@pytest.mark.parametrize("wrap", [lambda found: found, functools.partial, Handler])
+def test_a_handler_is_known_in_any_shape(wrap: Any) -> None:
+    before = signal.signal(signal.SIGUSR1, wrap(raise_time_limit))
+    try:
+        with pytest.raises(TimeLimitError) as caught:
+            signal.raise_signal(signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+    signal.signal(signal.SIGUSR1, wrap(raise_time_limit))
+    try:
+        assert raised_by_handler(caught.value)
+        assert raised_by_handler(KeyboardInterrupt())
+        assert not raised_by_handler(ValueError())
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_a_samplers_own_failure_is_reported_and_no_more(

@@ -13,32 +13,18 @@
 
 #include "cells.h"
 
-/* Whether the innermost frame of a traceback is of a module of ours. New exceptions have none. */
-static bool raised_by_us(PyObject *traceback)
+/* Asked of kerneltrace_core._native.handlers; if that cannot be asked: no. */
+static bool raised_by_handler(PyObject *exception)
 {
-	PyObject *inner = Py_NewRef(traceback ? traceback : Py_None), *frame, *globals, *name;
-	const char *text = NULL;
-	bool ours;
+	PyObject *module = PyImport_ImportModule("kerneltrace_core._native.handlers");
+	PyObject *answer = module ? PyObject_CallMethod(module, "raised_by_handler", "O", exception)
+				  : NULL;
+	bool yes = answer && PyObject_IsTrue(answer) == 1;
 
-	for (PyObject *next; inner != Py_None; inner = next) {
-		next = PyObject_GetAttrString(inner, "tb_next");
-		if (!next || next == Py_None) {
-			Py_XDECREF(next);
-			break;
-		}
-		Py_DECREF(inner);
-	}
-	frame = inner == Py_None ? NULL : PyObject_GetAttrString(inner, "tb_frame");
-	globals = frame ? PyObject_GetAttrString(frame, "f_globals") : NULL;
-	name = globals ? PyDict_GetItemString(globals, "__name__") : NULL;
-	if (name && PyUnicode_Check(name))
-		text = PyUnicode_AsUTF8AndSize(name, NULL);
-	ours = !text || !strncmp(text, "kerneltrace_", strlen("kerneltrace_"));
 	PyErr_Clear();
-	Py_XDECREF(globals);
-	Py_XDECREF(frame);
-	Py_DECREF(inner);
-	return ours;
+	Py_XDECREF(answer);
+	Py_XDECREF(module);
+	return yes;
 }
 
 static int raise_again(void *exception)
@@ -55,14 +41,12 @@ static int raise_again(void *exception)
 static void told(PyObject *callback)
 {
 	PyObject *type, *value, *traceback;
-	bool ours;
 
 	PyErr_Fetch(&type, &value, &traceback);
 	PyErr_NormalizeException(&type, &value, &traceback);
-	ours = PyErr_GivenExceptionMatches(type, PyExc_Exception) && raised_by_us(traceback);
-	if (!ours && value) {
-		if (traceback)
-			PyException_SetTraceback(value, traceback);
+	if (value && traceback)
+		PyException_SetTraceback(value, traceback);
+	if (value && raised_by_handler(value)) {
 		Py_INCREF(value);
 		if (!Py_AddPendingCall(raise_again, value)) {
 			Py_XDECREF(type);
