@@ -65,7 +65,7 @@ test-integration: deps $(VENV)/.stamp ## run the integration tier: real servers 
 	@$(PYTEST) -q tests/integration $(ARGS)
 
 # The wheel is what these test, and that one wheel serves all of them.
-test-other-pythons: build ## run the unit tier on each other interpreter from 3.10 to 3.13
+test-other-pythons: build ## run the unit tier on each other interpreter from 3.10 to 3.14
 	@own=$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
 	sh tools/pythons.sh | while read -r version program; do \
 		[ "$$version" != "$$own" ] || continue; \
@@ -164,7 +164,7 @@ clean: ## remove what was built and installed here
 
 # Order-only: looking for system packages must not rebuild anything.
 $(VENV)/.stamp: $(METADATA) $(NATIVE) | deps-build
-	@[ -n "$(PYTHON)" ] || { echo "make: no Python of 3.10 to 3.13 found" >&2; exit 1; }
+	@[ -n "$(PYTHON)" ] || { echo "make: no Python of 3.10 to 3.14 found" >&2; exit 1; }
 	@[ -x $(BIN)/python ] || { echo "$(VENV): making it with $(PYTHON)"; "$(PYTHON)" -m venv $(VENV); }
 	@if [ ! -e $@ ] || [ -n "$(filter $(METADATA),$?)" ]; then \
 		echo "$(VENV): installing kerneltrace and what its tests need (a minute or two)"; \

@@ -13,7 +13,7 @@ if "%d.%d" % sys.version_info[:2] == sys.argv[1] and sys.implementation.name == 
 ' "$version" 2>/dev/null || true
 }
 
-for version in 3.10 3.11 3.12 3.13; do
+for version in 3.10 3.11 3.12 3.13 3.14; do
 	program=$(program_of "$version" "python$version")
 	if [ -z "$program" ] && command -v pyenv >/dev/null; then
 		newest=$(pyenv versions --bare 2>/dev/null | grep "^$version\.[0-9]*\$" | sort -V | tail -1 || true)
