@@ -30,9 +30,9 @@ def trace_log(*, timeout: float | None = None, places: tuple[str, ...] = PLACES)
 
     There is one for the whole machine: it has the lines of every program of every session, from
     before this call too, nothing in them says which program it was, and each line goes to one
-    reader only (``cat trace_pipe`` is one, too). Newest kernels begin to write it a moment after
-    the program was loaded. For debugging. ``timeout``: seconds without a
-    line after which the iteration ends, None to wait.
+    reader only (``cat trace_pipe`` is one, too). The newest kernels begin to write it a moment
+    after a program was loaded. For debugging. ``timeout``: seconds without a line after which
+    the iteration ends, None to wait.
 
     Needs tracefs, which is mounted by nobody here. Raises UnsupportedError if it is not there,
     PrivilegeError if it may not be read, OptionError.
