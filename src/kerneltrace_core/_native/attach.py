@@ -12,7 +12,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
-from kerneltrace_core._native.lib import Link, Program, _log_begin, _log_end, _reason, ffi, lib
+from kerneltrace_core._native.lib import (
+    Link,
+    Program,
+    _log_begin,
+    _log_end,
+    _reason,
+    c_text,
+    ffi,
+    lib,
+)
 from kerneltrace_core.errors import AttachError, KernelTraceError, PrivilegeError
 
 __all__ = [
@@ -65,9 +74,8 @@ def _checked(act: str, code: int) -> int:
 
 def program_facts(program: Program) -> tuple[str, int, int, bool]:
     """Return section, type and expected attach type (kernel numbers), and whether it loads."""
-    section: str = ffi.string(lib.bpf_program__section_name(program)).decode()
     return (
-        section,
+        c_text(lib.bpf_program__section_name(program)),
         int(lib.bpf_program__type(program)),
         int(lib.bpf_program__expected_attach_type(program)),
         bool(lib.bpf_program__autoload(program)),

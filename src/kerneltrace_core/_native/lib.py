@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno as errno_names
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
 
@@ -56,6 +57,7 @@ WRONG_HINTS = ("permission error while running as root; try raising 'ulimit -l'"
 
 libbpf_logger = logging.getLogger("kerneltrace.libbpf")
 LIBBPF_LEVELS = {"0": logging.WARNING, "1": logging.INFO, "2": logging.DEBUG}
+LOG_MARK = re.compile("\x02([012])")  # and no other \x02: an object may have it in a name
 
 
 def _log_begin() -> None:
@@ -65,8 +67,9 @@ def _log_begin() -> None:
 def _log_messages() -> list[tuple[int, str]]:
     text: str = ffi.string(lib.kt_log_end()).decode("utf-8", "replace")
     # What stands before the first mark is the rest of a message whose beginning was dropped.
-    rest, *messages = text.split("\x02")
-    parted = [(LIBBPF_LEVELS[each[0]], each[1:]) for each in messages if each]
+    rest, *messages = LOG_MARK.split(text)
+    levels = (LIBBPF_LEVELS[each] for each in messages[::2])
+    parted = list(zip(levels, messages[1::2], strict=True))
     return [(logging.INFO, rest), *parted] if rest else parted
 
 
@@ -101,6 +104,12 @@ LIBBPF_ERRORS = {
     4009: "made for another kernel",
     4010: "this kernel has no such type of program",
 }
+
+
+def c_text(pointer: Any) -> str:
+    """Return a C string; an object's names are whatever bytes it has."""
+    text: str = ffi.string(pointer).decode("utf-8", "backslashreplace")
+    return text
 
 
 def _reason(code: int) -> str:
@@ -145,8 +154,9 @@ def _checked(act: str, code: int) -> int:
 def open_object(data: bytes, name: str, btf_path: str | None = None) -> Object:
     """Parse an ELF object. Raises LoadError. The caller closes it."""
     _log_begin()
-    path = ffi.NULL if btf_path is None else btf_path.encode()
-    found = lib.kt_object_open(data, len(data), name.encode(), path)
+    path = ffi.NULL if btf_path is None else os.fsencode(btf_path)
+    shown = name.encode("utf-8", "backslashreplace")  # of a path, which may be any bytes
+    found = lib.kt_object_open(data, len(data), shown, path)
     if found == ffi.NULL:
         _refused(f"open BPF object {name}", ffi.errno)
     _log_end(failed=False)
@@ -175,7 +185,7 @@ def programs(opened: Object) -> Iterator[tuple[str, Program]]:
     """Yield each program of an object with its name."""
     program = lib.bpf_object__next_program(opened, ffi.NULL)
     while program != ffi.NULL:
-        yield ffi.string(lib.bpf_program__name(program)).decode(), program
+        yield c_text(lib.bpf_program__name(program)), program
         program = lib.bpf_object__next_program(opened, program)
 
 
@@ -297,7 +307,9 @@ def trim_memory() -> None:
 def load_btf(path: str | None = None) -> Btf:
     """Parse the running kernel's BTF, or a file. Raises LoadError. The caller frees it."""
     _log_begin()
-    btf = lib.btf__load_vmlinux_btf() if path is None else lib.btf__parse(path.encode(), ffi.NULL)
+    btf = (
+        lib.btf__load_vmlinux_btf() if path is None else lib.btf__parse(os.fsencode(path), ffi.NULL)
+    )
     if btf == ffi.NULL:
         code = ffi.errno
         if path is None and code in (errno_names.ESRCH, errno_names.ENOENT):

@@ -23,6 +23,14 @@
 static __thread char *log_text;
 static __thread size_t log_used;
 static __thread int log_debug;
+static pthread_key_t log_key; /* frees it when its thread ends */
+static int log_key_made;
+static pthread_once_t log_once = PTHREAD_ONCE_INIT;
+
+static void make_log_key(void)
+{
+	log_key_made = !pthread_key_create(&log_key, free);
+}
 
 static void log_written(int written)
 {
@@ -54,8 +62,12 @@ void kt_log_begin(int debug)
 {
 	log_debug = debug;
 	libbpf_set_print(log_line);
-	if (!log_text)
+	if (!log_text) {
+		pthread_once(&log_once, make_log_key);
 		log_text = malloc(KT_LOG_BYTES);
+		if (log_key_made)
+			pthread_setspecific(log_key, log_text);
+	}
 	log_used = 0;
 	if (log_text)
 		log_text[0] = 0;

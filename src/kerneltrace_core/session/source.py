@@ -27,6 +27,8 @@ def read_object(source: str | Path | bytes) -> tuple[str, bytes]:
         data = path.read_bytes()
     except OSError as cause:
         raise LoadError(f"read BPF object {path}: {cause.strerror}", errno=cause.errno) from cause
+    except ValueError as cause:
+        raise LoadError(f"read BPF object {str(path)!r}: {cause}") from cause
     return path.name.removesuffix(".o").removesuffix(".bpf"), data
 
 
