@@ -6,6 +6,7 @@ import asyncio
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -61,6 +62,22 @@ def test_a_session_closes_while_readers_have_all_threads_of_the_event_loop(data:
         return [await reader]
 
     assert asyncio.run(main()) == [0]
+
+
+@pytest.mark.parametrize("size", [0, -5, True, 1.5, "x"])
+def test_a_size_of_batches_that_is_no_number_is_refused(session: FakeSession, size: Any) -> None:
+    with pytest.raises(OptionError, match=r"read batches: size .* is not events, 1 or more"):
+        session.batches("open_event", size=size)
+
+
+@pytest.mark.parametrize("timeout", [30 * 86_400, 1e300, 10**400])
+def test_a_timeout_may_be_longer_than_the_kernel_counts(
+    session: FakeSession, timeout: float
+) -> None:
+    with session.events("open_event", timeout=timeout) as events:
+        threading.Timer(0.05, lambda: session.emit("open_event", result=3)).start()
+
+        assert next(iter(events)).result == 3
 
 
 def test_a_cancelled_scope_of_trio_closes_its_session(data: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import logging
 import os
@@ -715,3 +716,23 @@ def test_what_is_handed_back_after_it_was_added_up_is_counted_right(
     consumer.hand_back(2)
 
     assert (inline.stats().delivered, inline.stats().abandoned) == (1, 2)
+
+
+@pytest.mark.skipif(not LINUX, reason="there is no epoll here")
+def test_a_reader_for_which_no_descriptor_is_left_is_refused(inline: Hub) -> None:
+    import resource  # of Linux
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    # One is left: the second that it takes is refused, and the first given back.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, hard))
+    try:
+        with pytest.raises(RingError, match=r"Too many open files \(.*ulimit -n") as refused:
+            inline.subscribe(SELECT_A)
+        again = os.dup(0)
+        os.close(again)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    assert (refused.value.errno, again) == (errno.EMFILE, free)

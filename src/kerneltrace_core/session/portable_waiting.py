@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from kerneltrace_core.session.waiting import running_asyncio, running_trio
+from kerneltrace_core.session.waiting import LONGEST_SECONDS, running_asyncio, running_trio
 
 __all__ = ["EventWaiter"]
 
@@ -30,7 +30,7 @@ class EventWaiter:
 
     def wait(self, timeout: float | None) -> None:
         """Sleep at most so many seconds; return at once when closed."""
-        self._woken.wait(timeout)
+        self._woken.wait(timeout if timeout is None else min(timeout, LONGEST_SECONDS))
         self._done()
 
     async def wait_async(self, timeout: float | None) -> None:

@@ -94,11 +94,14 @@ class Rings(Mapping[str, Hub]):
         where: Any = None,
         overflow: str | None = None,
         queue_size: int | None = None,
-        **size: int,
+        size: int | None = None,
     ) -> BatchStream[Any]:
         """Return a stream of columns; see Session.batches."""
+        most: Any = size
+        if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
+            raise OptionError(f"read batches: size {size!r} is not events, 1 or more, or None")
         bound, consumer = self._typed(kind, ring, where, overflow, queue_size)
-        return BatchStream(consumer, bound.layout, _seconds(timeout), **size)
+        return BatchStream(consumer, bound.layout, _seconds(timeout), size)
 
     def raw(
         self,
@@ -169,8 +172,9 @@ class Rings(Mapping[str, Hub]):
 
     def close(self) -> None:
         """Wake every reader and close every ring; may be repeated."""
-        for hub in self._hubs.values():
-            hub.close()
+        with ExitStack() as end:  # all of them, also if one is interrupted
+            for hub in self._hubs.values():
+                end.callback(hub.close)
 
     def abandon(self) -> None:
         """In a forked child: give up its copies."""
@@ -183,7 +187,10 @@ def _seconds(timeout: Any) -> float | None:
         return None
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0:
         raise OptionError(f"iterate: timeout {timeout!r} is not seconds, 0 or more, or None")
-    return float(timeout)
+    try:
+        return float(timeout)
+    except OverflowError:
+        return None
 
 
 def _tags(layout: ObjectLayout) -> Selector | None:

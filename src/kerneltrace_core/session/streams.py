@@ -212,7 +212,7 @@ class BatchStream(_Stream, Generic[T]):
         self._columns = Columns
         self._pack = pack
         self._layout = layout
-        self._size = size or max(CHUNK_BYTES // layout.size, 1)
+        self._size = size or max(CHUNK_BYTES // max(layout.size, 1), 1)
         self._rest: Batch | None = None
 
     def __iter__(self) -> Iterator[Columns]:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kerneltrace_core.btf.layout import VariableLayout
-from kerneltrace_core.errors import ClosedError, OptionError
+from kerneltrace_core.errors import ClosedError, MapError, OptionError
 from kerneltrace_core.maps.codec import Codec
 
 if TYPE_CHECKING:
@@ -150,7 +150,13 @@ class MappedSections:
             access = mmap.PROT_READ | (mmap.PROT_WRITE if layout.writable else 0)
             with self._object.in_use():
                 size = self._object.data_bytes(layout.section)
-                fresh = mmap.mmap(self._object.map_fd(layout.section), size, prot=access)
+                fd = self._object.map_fd(layout.section)
+                try:
+                    fresh = mmap.mmap(fd, size, prot=access)
+                except OSError as error:
+                    raise MapError(
+                        f"map variables of {layout.section}: {error.strerror}", errno=error.errno
+                    ) from None
             section = self._mapped.setdefault(layout.section, fresh)
         return section
 

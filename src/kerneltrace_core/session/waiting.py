@@ -6,14 +6,18 @@ import os
 import select
 import sys
 import threading
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Protocol
 
-from kerneltrace_core.errors import UnsupportedError
+from kerneltrace_core.errors import RingError, UnsupportedError
 
 if TYPE_CHECKING:
     import asyncio
 
 __all__ = ["EpollWaiter", "Waiter", "checkpoint", "new_waiter", "running_asyncio", "running_trio"]
+
+# epoll_wait(2) counts milliseconds in an int. Who waits for longer looks, and waits again.
+LONGEST_SECONDS = 86_400.0
 
 
 class Waiter(Protocol):
@@ -38,9 +42,19 @@ class Waiter(Protocol):
 
 
 def new_waiter(ring_fd: int) -> Waiter:
-    """Return what this system has. Without epoll there is no real ring, and ring_fd is -1."""
+    """Return what this system has. Without epoll there is no real ring, and ring_fd is -1.
+
+    Raises RingError where there is no descriptor left for it.
+    """
     if hasattr(select, "epoll") and hasattr(os, "eventfd"):
-        return EpollWaiter(ring_fd)
+        try:
+            return EpollWaiter(ring_fd)
+        except OSError as error:
+            raise RingError(
+                f"open what a reader waits on: {error.strerror} "
+                "(each stream takes two descriptors: raise the limit, ulimit -n, or close streams)",
+                errno=error.errno,
+            ) from None
     from kerneltrace_core.session.portable_waiting import EventWaiter
 
     return EventWaiter()
@@ -100,11 +114,15 @@ class EpollWaiter:
         self._closed = False
         self._released = False
         self._futures: list[asyncio.Future[None]] = []
-        self._epoll = select.epoll()
-        self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._epoll.register(self._event, select.EPOLLIN | select.EPOLLET)
-        if ring_fd >= 0:
-            self._epoll.register(ring_fd, select.EPOLLIN | select.EPOLLET)
+        with ExitStack() as undo:
+            self._epoll = select.epoll()
+            undo.callback(self._epoll.close)
+            self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            undo.callback(os.close, self._event)
+            self._epoll.register(self._event, select.EPOLLIN | select.EPOLLET)
+            if ring_fd >= 0:
+                self._epoll.register(ring_fd, select.EPOLLIN | select.EPOLLET)
+            undo.pop_all()
         self.wakeups = 0
 
     def wake(self) -> None:
@@ -114,11 +132,11 @@ class EpollWaiter:
                 os.eventfd_write(self._event, 1)
 
     def wait(self, timeout: float | None) -> None:
-        """Sleep at most so many seconds; return at once when closed."""
+        """Sleep at most so many seconds, or a day; return at once when closed."""
         if not self._enter():
             return
         try:
-            self._epoll.poll(timeout)
+            self._epoll.poll(timeout if timeout is None else min(timeout, LONGEST_SECONDS))
             self.wakeups += 1
         finally:
             self._leave()
