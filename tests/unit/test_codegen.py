@@ -355,7 +355,7 @@ def test_the_name_of_a_file_stays_within_its_text() -> None:
     text = generate(layout_of("int a;"), 'a"""\nimport os\n"""\\.bpf.o')
 
     assert text.splitlines()[0].startswith('"""Events, maps and variables of a____import_os____')
-    assert compile(text, "generated", "exec")
+    compile(text, "generated", "exec")
 
 
 def test_maps_have_the_classes_that_are_opened() -> None:
