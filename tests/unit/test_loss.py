@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from kerneltrace_core.btf.layout import ArrayLayout, MapLayout, ObjectLayout, Scalar
 from kerneltrace_core.session.loss import ProgramCounters, read_counters, undrained
 from kerneltrace_core.session.ring_counts import RingCounts
+from kerneltrace_core.session.stats import SessionStats
 
 U32 = Scalar(4, False, "int")
 COUNTERS = MapLayout("kt_counters", 6, 64, U32, ArrayLayout(U32, 10), 4, 40)
@@ -56,3 +57,12 @@ def test_what_is_submitted_and_not_drained_is_in_a_ring() -> None:
 
     assert undrained(programs, {"a": RingCounts(records=10), "b": RingCounts(records=1)}) == 3
     assert undrained(programs, {"a": RingCounts(records=15)}) == 0
+
+
+def test_what_a_perf_buffer_and_a_program_both_count_is_lost_once() -> None:
+    rings = {"perf": RingCounts(lost=3, dropped=2), "ring": RingCounts(dropped=4)}
+
+    assert SessionStats({"one": ProgramCounters(lost=3)}, rings).lost == 3 + 6
+    assert SessionStats({}, rings).lost == 3 + 6
+    # The buffer tells it only with the next record that it has space for.
+    assert SessionStats({"one": ProgramCounters(lost=5)}, rings).lost == 5 + 6

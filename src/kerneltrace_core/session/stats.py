@@ -34,9 +34,10 @@ class SessionStats:
     @property
     def lost(self) -> int:
         """Records that nobody will read: no space in a ring, or in a reader's queue."""
-        kernel = sum(each.lost for each in self.programs.values())
-        return kernel + sum(each.lost + each.dropped for each in self.rings.values())
-
+        # A perf buffer's loss is reported by its ring, and again by programs that count.
+        counted = sum(each.lost for each in self.programs.values())
+        reported = sum(each.lost for each in self.rings.values())
+        return max(counted, reported) + sum(each.dropped for each in self.rings.values())
 
     @property
     def undrained(self) -> int:
