@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kerneltrace_core.btf.layout import ArrayLayout, Scalar, StructLayout
+from kerneltrace_core.btf.layout import ArrayLayout, FieldLayout, Scalar, StructLayout
 from kerneltrace_core.events.classes import event_class
 from kerneltrace_core.events.engine import KernelEvent
 from kerneltrace_core.events.naming import class_name, field_name
@@ -287,6 +287,17 @@ def test_a_struct_reads_as_ctypes_reads_it(made: Any, random: Any) -> None:
     event = event_class(layout).from_bytes(data)
 
     assert event.as_dict() == plain(c_struct.from_buffer_copy(data), layout)
+
+
+def test_types_that_double_at_every_level_take_no_time() -> None:
+    layout = struct("level", 4, ("a", 0, U32))
+    for _ in range(60):
+        members = (FieldLayout("a", 0, layout), FieldLayout("b", 0, layout))
+        layout = StructLayout("level", 4, members, is_union=True)
+
+    event = event_class(layout).from_bytes(bytes([7, 0, 0, 0]))
+
+    assert bytes(event.a.b.b.a) == bytes([7, 0, 0, 0])
 
 
 def test_the_twin_takes_over_where_it_is_asked_for() -> None:

@@ -80,6 +80,10 @@ class StructLayout:
     members: tuple[FieldLayout, ...]
     is_union: bool = False
 
+    def __hash__(self) -> int:
+        # Without the members' types: types within types can be twice as many at every level.
+        return hash((self.name, self.size, tuple(each.name for each in self.members)))
+
     def fields(self) -> tuple[FieldLayout, ...]:
         """Return the members by which C knows them: those of anonymous ones at their place.
 
