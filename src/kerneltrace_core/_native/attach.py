@@ -17,6 +17,7 @@ from kerneltrace_core._native.lib import (
     Program,
     _log_begin,
     _log_end,
+    _log_lines,
     _reason,
     c_text,
     ffi,
@@ -42,6 +43,7 @@ __all__ = [
     "update_map",
 ]
 
+NO_KERNEL_BTF = "failed to find valid kernel BTF"  # libbpf, bpf_object__load_vmlinux_btf()
 THREADS = 1
 PROCESSES = 2
 
@@ -90,13 +92,14 @@ def set_attach_type(program: Program, attach_type: int) -> None:
 def set_attach_target(program: Program, name: str) -> None:
     """Say before load which kernel function or tracepoint a tracing program is for.
 
-    Reads the kernel's BTF the first time (tens of milliseconds). ESRCH: there is none.
+    Reads the kernel's BTF the first time (tens of milliseconds). ESRCH: there is none of that
+    name; ENOENT: there is no BTF.
     """
     with _logged():
-        _checked(
-            f"find {name} in the kernel's BTF",
-            lib.bpf_program__set_attach_target(program, 0, name.encode()),
-        )
+        code = lib.bpf_program__set_attach_target(program, 0, name.encode())
+        if code == -errno.ESRCH and any(NO_KERNEL_BTF in line for line in _log_lines()):
+            code = -errno.ENOENT  # libbpf has one number for both
+        _checked(f"find {name} in the kernel's BTF", code)
 
 
 # ---- tracepoints and links --------------------------------------------------

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterable
 
 from kerneltrace_core.bpf.object import BpfObject
-from kerneltrace_core.errors import AttachError, KernelTraceError, PrivilegeError
+from kerneltrace_core.errors import AttachError, KernelTraceError, PrivilegeError, UnsupportedError
 from kerneltrace_core.session.choosing import check_fit
 from kerneltrace_core.session.functions import explain_unknown_target
 from kerneltrace_core.session.kernel_probes import (
@@ -27,6 +27,11 @@ from kerneltrace_core.session.uprobes import uprobe_way
 __all__ = ["prepare"]
 
 LOADED_FOR = (BtfTracepoint, Fentry, Fexit, FmodRet, Lsm)
+NO_BTF = Cause(
+    "the kernel's BTF is not in /sys/kernel/btf/vmlinux nor beside the kernel",
+    "use a kernel with CONFIG_DEBUG_INFO_BTF=y; in a container, make /sys visible",
+    UnsupportedError,
+)
 IN_BINARIES = (*Uprobe.sections, *Uretprobe.sections, *Usdt.sections)
 
 
@@ -77,7 +82,8 @@ def _prepare(opened: BpfObject, program: str, spec: Probe, other: Probe | None) 
             code = error.errno or errno.EPERM
             raise refuse(spec, facts, code, privilege(code, ("cap_bpf", "cap_perfmon"))) from error
         except AttachError as error:
-            raise refuse(spec, facts, error.errno, explain_unknown_target(spec)) from error
+            cause = NO_BTF if error.errno == errno.ENOENT else explain_unknown_target(spec)
+            raise refuse(spec, facts, error.errno, cause) from error
         return
     in_binary = isinstance(spec, (Uprobe, Uretprobe, Usdt))
     if in_binary and isinstance(other, (Kprobe, Kretprobe)):
