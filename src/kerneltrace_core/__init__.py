@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from kerneltrace_core.maps.histogram import Histogram
     from kerneltrace_core.maps.opening import open_pinned
     from kerneltrace_core.session.filters import Filter
+    from kerneltrace_core.session.info import bpf_stats
     from kerneltrace_core.session.links import Link
     from kerneltrace_core.session.probes import (
         BtfTracepoint,
@@ -86,6 +87,7 @@ __version__ = "0.1.0"
 # Where the names come from that are imported when they are first asked for.
 _LAZY = {
     "Session": "session.session",
+    "bpf_stats": "session.info",
     "Filter": "session.filters",
     "Link": "session.links",
     "BtfTracepoint": "session.probes",
@@ -188,6 +190,7 @@ __all__ = [
     "be16",
     "be32",
     "be64",
+    "bpf_stats",
     "chars",
     "device",
     "error_name",

@@ -325,6 +325,10 @@ def test_a_declared_class_that_does_not_fit_is_refused_with_a_table(session: Fak
 
     with pytest.raises(EventLayoutError, match="result"):
         session.events(Wrong)
+    with pytest.raises(EventLayoutError, match="result"):
+        FakeSession(session.options.object, events=[Right, Wrong]).open()
+    with pytest.raises(OptionError, match="Session option events"):
+        FakeSession(session.options.object, events=[int])
     with session.events(Right, timeout=0) as events:
         session.emit("open_event", result=-5)
         assert [event.result for event in events] == [-5]

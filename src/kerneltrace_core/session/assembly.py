@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from kerneltrace_core.bpf.object import BpfObject
 from kerneltrace_core.btf.layout import MapLayout, ObjectLayout
 from kerneltrace_core.errors import KernelTraceError, OptionError
+from kerneltrace_core.events.binding import bind
 from kerneltrace_core.maps.maps import Maps
 from kerneltrace_core.ring.perf import PerfReader
 from kerneltrace_core.ring.reader import RingReader
@@ -43,6 +44,8 @@ def assemble(name: str, options: SessionOptions) -> Parts:
     """Load, configure, and attach; blocks for tens of milliseconds. Whatever fails undoes all."""
     source, data = read_object(options.object)
     layout = ObjectLayout.from_elf(data, source)
+    for event in options.events:
+        bind(event, layout)
     btf = None if options.btf is None else find_btf(options.btf)
     refusals: list[tuple[str, Probe, KernelTraceError]] = []
 

@@ -29,8 +29,10 @@ class SessionOptions:
     ``probes``: specs to attach in this order; ``"auto"``: every program where its section says.
     ``programs``: names of the programs to load, None for all; what ``probes`` names is loaded too.
     ``variables``: global variables to set before load. ``map_sizes``: entries by map name.
-    ``filter``: whom to trace, set before the first attach. ``btf``: kernel BTF to relocate
-    against, a file or a folder that is searched by the kernel's release.
+    ``events``: declared classes to compare with the object before anything is loaded; others are
+    compared when a stream names them. ``filter``: whom to trace, set before the first attach.
+    ``btf``: kernel BTF to relocate against, a file or a folder that is searched by the kernel's
+    release.
     ``pump``: who drains the rings, the readers themselves ("inline") or a daemon thread
     ("thread"). ``overflow`` and ``queue_size`` (records): what happens when a reader is slow.
     ``spin_us``: how long a waiting reader polls before it sleeps.
@@ -44,6 +46,7 @@ class SessionOptions:
     programs: Sequence[str] | None = None
     variables: Mapping[str, Any] = field(default_factory=dict)
     map_sizes: Mapping[str, int] = field(default_factory=dict)
+    events: Sequence[type] = ()
     filter: Filter | None = None
     btf: str | Path | None = None
     pump: str = "inline"
@@ -97,6 +100,18 @@ def _words(value: Any) -> tuple[str, ...] | None:
     if isinstance(value, str) or not all(isinstance(word, str) and word for word in words):
         raise TypeError
     return words
+
+
+def _classes(value: Any) -> tuple[type, ...]:
+    classes = tuple(value)
+    if not classes:
+        return ()
+    # Not at the top: it loads the extension, which a blueprint does without.
+    from kerneltrace_core.events.declare import declared_of
+
+    if isinstance(value, str) or not all(declared_of(each) is not None for each in classes):
+        raise TypeError
+    return classes
 
 
 def _sizes(value: Any) -> Mapping[str, int]:
@@ -157,6 +172,7 @@ KINDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "programs": ("a list of program names, or None", _words),
     "variables": ("a mapping of variable names to values", _named),
     "map_sizes": ("a mapping of map names to numbers of entries", _sizes),
+    "events": ("a list of classes declared with kernel_event", _classes),
     "filter": ("a Filter, or None", _optional(Filter)),
     "btf": ("a path of a BTF file or of a folder of them, or None", _optional(str, Path)),
     "pump": ("one of " + ", ".join(map(repr, PUMPS)), _one_of(*PUMPS)),

@@ -8,6 +8,7 @@ from typing import Any
 
 from kerneltrace_core.btf.layout import MapLayout, ObjectLayout, VariableLayout
 from kerneltrace_core.errors import AttachError, OptionError
+from kerneltrace_core.events.binding import bind
 from kerneltrace_core.events.classes import event_class
 from kerneltrace_core.maps.codec import Codec
 from kerneltrace_core.maps.maps import Maps
@@ -109,6 +110,8 @@ class FakeSession(Session):
         options = self.options
         name, data = read_object(options.object)
         layout = ObjectLayout.from_elf(data, name)
+        for event in options.events:
+            bind(event, layout)
         calls = FakeMapCalls()
         descriptors: dict[str, int] = {}
 
