@@ -22,8 +22,8 @@ PUBLIC = {
         KernelTraceError Kprobe Kretprobe Link LoadError Lsm MapEmptyError MapError MapFullError
         MapKeyError MapKeyExistsError NativeMissingError Offset OptionError PerfEvent
         PrivilegeError Probe RawTracepoint RingError Session Tc Tracepoint UnsupportedError Uprobe
-        Uretprobe Usdt Xdp __version__ be16 be32 be64 bpf_stats chars device error_name f32 f64 kernel_event
-        open_pinned s16 s32 s64 s8 u16 u32 u64 u8
+        Uretprobe Usdt Xdp __version__ be16 be32 be64 bpf_stats chars device error_name f32 f64
+        kernel_event open_pinned s16 s32 s64 s8 u16 u32 u64 u8
         """,
     "kerneltrace_core.btf": "FormatError",
     "kerneltrace_core.codegen": "generate",
