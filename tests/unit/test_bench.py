@@ -13,7 +13,16 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 RUN = ROOT / "benchmarks" / "run.py"
-NAMES = ("steps", "request_in_process", "syscall", "switch", "boot", "server", "django_server", "events")
+NAMES = (
+    "steps",
+    "request_in_process",
+    "syscall",
+    "switch",
+    "boot",
+    "server",
+    "django_server",
+    "events",
+)
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="benchmarks are of Linux")
 
