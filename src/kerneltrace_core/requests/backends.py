@@ -111,6 +111,7 @@ REMEDIES = {
     errno.ENFILE: "raise the machine's limit of open files, sysctl fs.file-max",
     errno.ENOMEM: "raise the memory limit, of the container for one",
 }
+LACKING = (errno.EINVAL, errno.EOPNOTSUPP)
 BROKEN_OBJECT = range(4000, 4006)  # libbpf could not even read it
 
 
@@ -122,7 +123,8 @@ def what_the_kernel_lacks() -> Support:
 
     probes = FeatureProbes(read_privileges())
     answers = (probes.thread_registration(), probes.task_storage())
-    return next((each for each in answers if each.verdict.value == "no"), Support.yes())
+    # EPERM is not the kernel's lack.
+    return next((each for each in answers if each.errno in LACKING), Support.yes())
 
 
 def describe(error: Exception) -> str:
@@ -133,11 +135,12 @@ def describe(error: Exception) -> str:
         return f"{text} (reinstall kerneltrace)"
     if not isinstance(error, PrivilegeError) and number in REMEDIES:
         return f"{text} ({REMEDIES[number]})"
-    if isinstance(error, LoadError):
+    if isinstance(error, (LoadError, PrivilegeError)):
         lacking = what_the_kernel_lacks()
         if not lacking.works:
             remedy = f" ({lacking.remedy})" if lacking.remedy else ""
             return f"{text.partition(':')[0]}: {lacking.reason}{remedy}"
+    if isinstance(error, LoadError):
         # The verifier ends with its statistics; the line before says what it did not accept.
         for before, line in pairwise(error.log):
             if line.startswith("processed "):
