@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 import pytest
 
 from harness.objects import compile_object
-from kerneltrace_core import BtfTracepoint, ClosedError, Session
+from kerneltrace_core import BtfTracepoint, ClosedError, Filter, Session
+from kerneltrace_core._native import rings
 from kerneltrace_core.bpf.object import BpfObject
 from kerneltrace_core.session import links
 from kerneltrace_core.session.attach import attach_spec
@@ -120,3 +122,26 @@ def test_a_variable_that_is_read_while_its_session_closes_says_so() -> None:
         sections.memory = closed_meanwhile
         with pytest.raises(ClosedError, match="use variable failed: its session is closed"):
             variables["failed"]
+
+
+def test_a_signal_handler_closes_a_session_in_the_midst_of_a_drain(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    session = Session(OBJECT, [PROBE], filter=Filter(current_process=True)).open()
+    events = session.events("call_event", ring="calls")
+    drain = rings.drain_ring
+
+    def closed_before(*given: Any) -> None:
+        session.close()  # does nothing from the second time on
+        drain(*given)
+
+    def numbers() -> list[int]:
+        monkeypatch.setattr(rings, "drain_ring", closed_before)
+        return [event.number for event in events]
+
+    for _ in range(3):
+        os.getppid()
+    first = session.variables["number"]
+
+    assert numbers() == list(range(first - 3, first))
+    assert session.closed

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kerneltrace_core._native import rings
 from kerneltrace_core.errors import ClosedError, RingError
 from kerneltrace_core.ring.protocol import Layout
 from kerneltrace_core.ring.reader import RingReader
@@ -342,3 +344,24 @@ def test_whatever_the_limits_every_record_comes_once_and_in_order(
     assert frames == b"".join(map(frame, kept))
     assert (taken, discarded) == (len(kept), len(records) - len(kept))
     assert memory.consumer == memory.producer
+
+
+def test_a_drain_within_a_drain_takes_nothing_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = Memory()
+    memory.submit(b"outer123")
+    drain, within = rings.drain_ring, []
+
+    def interrupted(*given: Any) -> None:
+        monkeypatch.setattr(rings, "drain_ring", drain)
+        drain(*given)
+        # A signal handler, before the outer one has looked at what it has drained.
+        memory.submit(b"inner678")
+        within.append(memory.reader.drain())
+        memory.reader.close()
+
+    monkeypatch.setattr(rings, "drain_ring", interrupted)
+    outer = memory.reader.drain()
+
+    assert (outer.frames, outer.records) == (frame(b"outer123"), 1)
+    assert [(each.frames, each.records) for each in within] == [(frame(b"inner678"), 1)]
+    assert memory.reader.closed

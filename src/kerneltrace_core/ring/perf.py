@@ -85,9 +85,9 @@ class PerfReader:
         self.name = name
         self.lost_by_cpu = {cpu: 0 for cpu, _ in parts}
         self._owner = Owner(f"perf buffer {name}")
-        # Reentrant: a collection of garbage in the midst of a drain may close the session.
+        # Reentrant: as RingReader's.
         self._lock = threading.RLock()
-        self._inside = False
+        self._inside = 0
         self._result = rings.new_result()
         self._scratch = rings.new_scratch(CHUNK_BYTES)
         self._stack = ExitStack()
@@ -132,19 +132,21 @@ class PerfReader:
         more = False
         with self._open("drain"):
             self._next += 1
-            taken = self._result
+            taken, scratch = self._result, self._scratch
+            if self._inside > 1:  # the outer one has not looked at its own yet
+                taken, scratch = rings.new_result(), rings.new_scratch(CHUNK_BYTES)
             for turn in range(len(self._parts)):
                 cpu, part = self._parts[(self._next + turn) % len(self._parts)]
                 rings.drain_perf(
                     part,
-                    self._scratch,
+                    scratch,
                     limit_bytes - size,
                     limit_records - records,
                     taken,
                     self.name,
                 )
                 if taken.records:
-                    chunks.append(rings.copy_out(self._scratch, taken.bytes))
+                    chunks.append(rings.copy_out(scratch, taken.bytes))
                 size += taken.bytes
                 records += taken.records
                 discarded += taken.discarded
@@ -192,12 +194,12 @@ class PerfReader:
         self._owner.check(act)
         with self._lock:
             self._owner.check(act)
-            self._inside = True
+            self._inside += 1
             try:
                 yield
             finally:
-                self._inside = False
-                if self._owner.closed:
+                self._inside -= 1
+                if self._owner.closed and not self._inside:
                     self._stack.close()
 
     def __del__(self) -> None:

@@ -36,9 +36,10 @@ class RingReader:
         self._fd = fd
         self.name = name
         self._owner = Owner(f"ring {name}")
-        # Reentrant: a collection of garbage in the midst of a drain may close the session.
+        # Reentrant: a collection of garbage or a signal handler may close the session in the midst
+        # of a drain, which then drains once more within it.
         self._lock = threading.RLock()
-        self._inside = False
+        self._inside = 0
         self._result = rings.new_result()
         self._scratch_bytes = min(CHUNK_BYTES, max(self._size, 4096))
         self._scratch = rings.new_scratch(self._scratch_bytes)
@@ -88,18 +89,20 @@ class RingReader:
         # Spelled out, not by `_open`: this is what passes between an event and who waits for it.
         with self._lock:
             owner.check("drain")
-            self._inside = True
+            self._inside += 1
             try:
                 return self._drain(limit_bytes, limit_records)
             finally:
-                self._inside = False
-                if owner.closed:
+                self._inside -= 1
+                if owner.closed and not self._inside:
                     self._unmap()
 
     def _drain(self, limit_bytes: int, limit_records: int) -> Drained:
-        result = self._result
+        result, scratch = self._result, self._scratch
+        if self._inside > 1:  # the outer one has not looked at its own yet
+            result, scratch = rings.new_result(), rings.new_scratch(self._scratch_bytes)
         limit_bytes = min(limit_bytes, self._scratch_bytes)
-        rings.drain_ring(self._ring, self._scratch, limit_bytes, limit_records, result, self.name)
+        rings.drain_ring(self._ring, scratch, limit_bytes, limit_records, result, self.name)
         records, discarded = result.records, result.discarded
         if not records:
             if not result.needed:
@@ -110,7 +113,7 @@ class RingReader:
                 self._scratch = rings.new_scratch(result.needed)
             drained = self._drain(result.needed, limit_records)
             return drained._replace(discarded=discarded + drained.discarded)
-        frames = rings.copy_out(self._scratch, result.bytes)
+        frames = rings.copy_out(scratch, result.bytes)
         return Drained(frames, records, discarded, 0, result.more > 0)
 
     def drain_strided(self, layout: Layout, limit_records: int) -> Strided:
@@ -126,7 +129,7 @@ class RingReader:
             limit_records = min(limit_records, most)
             # Not a bytearray: to zero it costs as much as to fill it.
             data = self._lender.take(limit_records * layout.size)
-            result = self._result
+            result = self._result if self._inside == 1 else rings.new_result()
             rings.drain_ring_strided(self._ring, wanted, data, limit_records, result, self.name)
             records, discarded, more = result.records, result.discarded, result.more > 0
         return Strided(self._lender.view(data, records * layout.size), records, discarded, more)
@@ -166,12 +169,12 @@ class RingReader:
         self._owner.check(act)
         with self._lock:
             self._owner.check(act)
-            self._inside = True
+            self._inside += 1
             try:
                 yield
             finally:
-                self._inside = False
-                if self._owner.closed:
+                self._inside -= 1
+                if self._owner.closed and not self._inside:
                     self._unmap()
 
     def __del__(self) -> None:
