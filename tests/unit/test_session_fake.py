@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -258,6 +259,23 @@ def test_nothing_can_be_used_before_opening_or_after_closing(data: bytes) -> Non
         session.open()
     session.close()
     assert session.closed
+
+
+def test_a_forgotten_session_is_closed_where_warnings_are_errors(
+    data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda given: told.append(given.exc_type))
+    session = FakeSession(data).open()
+    parts = session._parts
+    assert parts is not None
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        del session
+
+    assert told == [ResourceWarning]
+    assert parts.streams["events"].ended
 
 
 def test_an_unclosed_session_warns_and_is_closed(data: bytes) -> None:

@@ -736,3 +736,11 @@ def test_a_reader_for_which_no_descriptor_is_left_is_refused(inline: Hub) -> Non
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
     assert (refused.value.errno, again) == (errno.EMFILE, free)
+
+
+def test_readers_that_left_and_never_asked_do_not_pile_up(inline: Hub) -> None:
+    for _ in range(50):
+        inline.subscribe(SELECT_A).close()
+    last = inline.subscribe(SELECT_A)
+
+    assert [ref() for ref, _, _ in inline._consumers] == [last]

@@ -249,3 +249,20 @@ def test_where_it_may_not_be_read_the_remedy_is_told(monkeypatch: pytest.MonkeyP
 def test_a_timeout_is_seconds(timeout: float) -> None:
     with pytest.raises(OptionError, match=r"trace_log option timeout: .* is not None or seconds"):
         trace_log(timeout=timeout)
+
+
+@needs_descriptors
+def test_a_signal_handler_closes_it_in_the_midst_of_a_read(
+    tracefs: Path, kernel: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = os.read
+    os.write(kernel, NOW.encode())
+    log = TraceLog(tracefs / "trace_pipe")
+
+    def closed_before(*_: int) -> bytes:
+        log.close()
+        return read(log._fd, 1)
+
+    monkeypatch.setattr(os, "read", closed_before)
+
+    assert list(log) == []

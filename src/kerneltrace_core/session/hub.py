@@ -94,6 +94,7 @@ class Hub:
             if self.ended:
                 self.raise_failure()
                 raise ClosedError(f"read {self._owner.what}: it is closed")
+            self._present()  # so that those who left, and never asked, do not pile up
             waiter = new_waiter(-1 if self._pump else self._reader.fd)
             consumer = Consumer(self, selector, queue, waiter, only)
             self._consumers.append((weakref.ref(consumer), queue, consumer.counts))

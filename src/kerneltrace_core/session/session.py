@@ -141,8 +141,10 @@ class Session:
     def __del__(self) -> None:
         # An attribute may be missing if __init__ raised.
         if getattr(self, "_parts", None) is not None and self._pid == os.getpid():
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-            self.close()
+            try:
+                warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            finally:  # where warnings are errors, too
+                self.close()
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "open"

@@ -73,7 +73,8 @@ class TraceLog:
         self._timeout = timeout
         self._lines: deque[TraceLine] = deque()
         self._rest = b""
-        self._lock = threading.Lock()
+        # Reentrant: a signal handler may close it in the midst of a read.
+        self._lock = threading.RLock()
         self.lost = 0
         self.others = 0
         self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -177,6 +178,10 @@ class TraceLog:
                 data = os.read(self._fd, READ_BYTES)
             except BlockingIOError:
                 return False
+            except OSError:
+                if self.closed:
+                    return False
+                raise
         if not data:
             # Tracing was switched off, and everything has been read.
             return False

@@ -30,7 +30,8 @@ class FakeRing:
         self.closed = False
         self.refused = 0
         self.drains = 0
-        self._lock = threading.Lock()
+        # Reentrant: a collection of garbage may close it in the midst of a drain.
+        self._lock = threading.RLock()
         self._frames: deque[bytes | None] = deque()
         self._used = 0
         self._wake: Callable[[], None] | None = None
