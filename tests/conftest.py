@@ -7,6 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A busy machine is no defect: a slow example fails nothing, neither by its time nor by being rare.
+settings.register_profile(
+    "kerneltrace", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("kerneltrace")
 
 pytest_plugins = [
     "pytester",
