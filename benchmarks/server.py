@@ -112,13 +112,13 @@ class Server:
 
 def _interrupt(process: subprocess.Popen[str]) -> str:
     """End wrk, and return what it says. It sleeps on if the signal comes just before its sleep."""
-    for _ in range(START_SECONDS):
+    for _ in range(int(START_SECONDS)):
         process.send_signal(signal.SIGINT)
         try:
             return process.communicate(timeout=1)[0]
         except subprocess.TimeoutExpired:
             continue
-    raise Unavailable(f"wrk: it does not end within {START_SECONDS} s")
+    raise Unavailable(f"wrk: it does not end within {START_SECONDS:.0f} s")
 
 
 @contextmanager
