@@ -405,7 +405,8 @@ def test_opening_and_closing_often_leaves_nothing() -> None:
 
     gc.collect()
     assert settled(before) == set()
-    assert (descriptors(), threading.active_count()) == (fds, threads)
+    assert descriptors() == fds
+    assert threading.active_count() <= threads  # trio's idle ones end meanwhile
     assert _resident_kib() - resident < 8 * 1024
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from harness.forked import in_child
 from harness.objects import compile_object
 from kerneltrace_core import BtfTracepoint, ClosedError, Filter, Session
 from kerneltrace_core._native import rings
@@ -145,3 +146,23 @@ def test_a_signal_handler_closes_a_session_in_the_midst_of_a_drain(
 
     assert numbers() == list(range(first - 3, first))
     assert session.closed
+
+
+def test_a_child_that_is_forked_while_sessions_open_and_close_has_nothing_of_theirs() -> None:
+    def open_and_close() -> None:
+        for _ in range(20):
+            Session(OBJECT, [PROBE]).open().close()
+
+    thread = threading.Thread(target=open_and_close)
+    thread.start()
+    found = []
+    while thread.is_alive():
+        found.append(in_child(bpf_descriptors))
+
+    assert len(found) > 3
+    assert set(found) == {()}
+
+
+def bpf_descriptors() -> tuple[str, ...]:
+    links = (os.path.realpath(each) for each in FDS.iterdir())
+    return tuple(each for each in links if "bpf" in each)

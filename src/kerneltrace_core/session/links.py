@@ -10,6 +10,7 @@ from kerneltrace_core.bpf.object import BpfObject
 from kerneltrace_core.errors import AttachError, ClosedError, KernelTraceError
 from kerneltrace_core.session.attach import attach_spec
 from kerneltrace_core.session.attached import Attached
+from kerneltrace_core.session.forking import no_fork_meanwhile
 from kerneltrace_core.session.probe import Probe
 
 __all__ = ["Link"]
@@ -80,7 +81,7 @@ class Link:
                 return
             try:
                 # Or a close meanwhile would free the program, and its number be another's.
-                with self._object.in_use():
+                with no_fork_meanwhile(), self._object.in_use():
                     self._attached = attach_spec(self._object, self.program, self.spec)
             except KernelTraceError as error:
                 if not self.spec.optional:
@@ -108,7 +109,7 @@ class Link:
         if self._process != os.getpid():
             self.abandon()
             return
-        with self._lock:
+        with self._lock, no_fork_meanwhile():
             attached, self._attached = self._attached, None
             if attached is None:
                 return

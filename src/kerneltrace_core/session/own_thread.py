@@ -51,8 +51,9 @@ async def in_own_thread(name: str, function: Callable[[], T]) -> T:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
             loop.call_soon_threadsafe(settle, result, error)
 
+    thread = threading.Thread(target=run, name=name)
     try:
-        threading.Thread(target=run, name=name).start()
+        thread.start()
     except RuntimeError:  # no more threads, or the interpreter is about to end
         return function()
     try:
@@ -62,3 +63,6 @@ async def in_own_thread(name: str, function: Callable[[], T]) -> T:
         if not outcome.cancelled():
             outcome.exception()  # looked at: the cancellation is what the caller hears
         raise
+    finally:
+        if outcome.done():
+            thread.join()  # it has nothing more to do

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from kerneltrace_core.errors import ClosedError, OptionError
+from kerneltrace_core.session.forking import no_fork_meanwhile
 from kerneltrace_core.session.stats import SessionStats, read_stats
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Parts:
         from kerneltrace_core.session.choosing import choose_program
         from kerneltrace_core.session.links import Link
 
-        with self.object.in_use():
+        with no_fork_meanwhile(), self.object.in_use():
             link = Link(self.object, choose_program(self.object, probe), probe)
             link.attach()
             with self._lock:

@@ -14,6 +14,7 @@ from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from kerneltrace_core.errors import ClosedError
+from kerneltrace_core.session.forking import no_fork_meanwhile
 from kerneltrace_core.session.options import SessionOptions
 from kerneltrace_core.session.own_thread import in_own_thread
 
@@ -75,9 +76,10 @@ class Session:
         with self._lock:
             if self._parts is not None or self._pid:
                 raise ClosedError(f"open session {self.name}: it has been opened before")
-            self._parts = self._assemble()
-            self._pid = os.getpid()
-            _remember(self)
+            with no_fork_meanwhile():
+                self._parts = self._assemble()
+                self._pid = os.getpid()
+                _remember(self)
         return self
 
     def _assemble(self) -> Parts:
@@ -92,15 +94,15 @@ class Session:
         What a stream had taken from its ring before is still delivered; then it ends. In a
         forked child only the child's copies are given up.
         """
-        with self._lock:
+        with self._lock, no_fork_meanwhile():
             parts, self._parts = self._parts, None
             if parts is None:
                 return
             self._why_closed = "it is closed"
-            if self._pid == os.getpid():
-                parts.close()
-            else:
+            if self._pid != os.getpid():
                 parts.abandon()
+                return
+            parts.close()
 
     async def aclose(self) -> None:
         """Do as ``close``, on another thread."""
