@@ -214,7 +214,7 @@ def test_nobody_with_two_capabilities_samples_or_is_told_the_sysctl() -> None:
 
     if (read_paranoid() or 0) <= 2:
         assert isinstance(told, int)
-        assert 1000 <= told <= 1020
+        assert 1000 <= told <= 1100  # and those of the interpreter itself, in a fresh child
     else:
         assert isinstance(told, str)
         assert "kernel.perf_event_paranoid is 3, so perf events need CAP_SYS_ADMIN" in told
