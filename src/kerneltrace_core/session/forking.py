@@ -18,7 +18,7 @@ class _Forks:
 
     quiet = threading.Condition(threading.RLock())
     busy: dict[int, int] = {}
-    waiting = 0
+    forking: set[int] = set()
     watched = False
 
 
@@ -33,7 +33,9 @@ def no_fork_meanwhile() -> Iterator[None]:
                 before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child
             )
         # Or a fork would wait for ever where one thing after the other is opened.
-        _Forks.quiet.wait_for(lambda: not _Forks.waiting or thread in _Forks.busy, PATIENCE_SECONDS)
+        _Forks.quiet.wait_for(
+            lambda: not _Forks.forking - {thread} or thread in _Forks.busy, PATIENCE_SECONDS
+        )
         _Forks.busy[thread] = _Forks.busy.get(thread, 0) + 1
     try:
         yield
@@ -50,12 +52,12 @@ def _before() -> None:
     """Wait, and keep all others from beginning until the fork is done."""
     own = threading.get_ident()
     _Forks.quiet.acquire()
-    _Forks.waiting += 1
+    _Forks.forking.add(own)
     _Forks.quiet.wait_for(lambda: not _Forks.busy.keys() - {own}, PATIENCE_SECONDS)
 
 
 def _after_in_parent() -> None:
-    _Forks.waiting -= 1
+    _Forks.forking.discard(threading.get_ident())
     _Forks.quiet.notify_all()
     _Forks.quiet.release()
 
@@ -63,5 +65,5 @@ def _after_in_parent() -> None:
 def _after_in_child() -> None:
     own = threading.get_ident()
     _Forks.quiet = threading.Condition(threading.RLock())
-    _Forks.waiting = 0
+    _Forks.forking = set()
     _Forks.busy = {thread: count for thread, count in _Forks.busy.items() if thread == own}
