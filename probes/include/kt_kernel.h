@@ -37,12 +37,21 @@ struct sched_info { /* empty without CONFIG_SCHED_INFO */
 	unsigned long long run_delay;
 };
 
+typedef struct {
+	int counter;
+} atomic_t;
+
+struct signal_struct {
+	atomic_t live; /* threads that have not begun to exit */
+};
+
 struct task_struct {
 	unsigned int __state; /* 5.14, 2f064a59a11f: "state" before */
 	unsigned int in_iowait : 1;
 	__s32 pid;
 	__s32 tgid;
 	struct files_struct *files;
+	struct signal_struct *signal;
 	struct bpf_local_storage *bpf_storage; /* 5.11 */
 	struct sched_info sched_info;
 };

@@ -17,7 +17,7 @@
 
 #include <linux/types.h>
 
-#define KT_ABI 1
+#define KT_ABI 2
 
 #define KT_THREADS 512 /* entries of struct kt_thread; a power of two */
 #define KT_SLOTS 1024  /* slots unless the loader chooses less; a power of two */
@@ -61,7 +61,9 @@ struct kt_thread {
 	__u64 poll_ns;       /* last return of a poll call (0: not measured) */
 	__u64 poll_sleep_ns; /* end of the last poll call that slept */
 	__u64 off_ns;        /* off CPU since; 0 while on one */
-	__u64 spare[4];
+	__u32 epoch;         /* of the member that registered it; another's is not charged */
+	__u32 pad;
+	__u64 spare[3];
 };
 
 struct kt_bank {
@@ -105,18 +107,53 @@ struct kt_region {
 	struct kt_slot slot[KT_SLOTS];
 };
 
-/* Argument of the SEC("syscall") program that (un)registers the calling thread. */
+/*
+ * Members: the processes that share the loaded programs. A member has an index,
+ * the same in the map of members and in the map of regions, and keeps it until
+ * the kernel sees it exit or become another program.
+ */
+#define KT_PROCESSES 256
+
+enum kt_member_state {
+	KT_MEMBER_FREE,
+	KT_MEMBER_LIVE,
+	KT_MEMBER_LEFT, /* lives, and has given up its region; it alone may take it again */
+	KT_MEMBER_DEAD, /* may be taken by anybody with the key */
+	KT_MEMBER_TAKEN, /* being taken */
+};
+
+struct kt_member {
+	__u32 state;
+	__u32 tgid;  /* as the first pid namespace has it */
+	__u32 epoch; /* counts the members that had this index: what names an older one is stale */
+	__u32 pad;
+	__u64 key; /* who does not know it cannot take the index */
+	__u64 since_ns;
+};
+
+enum kt_act {
+	KT_ACT_REGISTER, /* the calling thread, at an entry of its process's region */
+	KT_ACT_LEAVE,    /* the calling thread */
+	KT_ACT_JOIN,     /* the calling process takes an index */
+	KT_ACT_QUIT,     /* the calling process keeps its index, and is not charged any more */
+};
+
+/* Argument of the SEC("syscall") program that processes and their threads run. */
 struct kt_registration {
-	__u32 process; /* index of the region in the outer map */
+	__u32 process; /* index of the member */
 	__u32 thread;  /* index of the thread's entry in the region */
-	__u32 leave;   /* 0: register, 1: forget */
-	__u32 done;    /* written by the program: 1 if it did */
+	__u32 act;
+	__u32 done;  /* written by the program: 1 if it did */
+	__u64 key;   /* for KT_ACT_JOIN */
+	__u32 epoch; /* written by KT_ACT_JOIN; above 1 the index had another member before */
+	__u32 pad;
 };
 
 _Static_assert(sizeof(struct kt_thread) == 64, "abi");
 _Static_assert(sizeof(struct kt_bank) == 128, "abi");
 _Static_assert(sizeof(struct kt_call) == 24, "abi");
 _Static_assert(sizeof(struct kt_slot) == 2688, "abi");
-_Static_assert(sizeof(struct kt_registration) == 16, "abi");
+_Static_assert(sizeof(struct kt_member) == 32, "abi");
+_Static_assert(sizeof(struct kt_registration) == 32, "abi");
 
 #endif

@@ -46,7 +46,7 @@ int BPF_PROG(kt_sock_send, struct sock *sk, int result, int flags)
 	if (!cpu)
 		return 0;
 	cpu->socket = 1;
-	if (result <= 0 || !kt_charge_thread(cpu->process - 1, cpu->thread, &charge))
+	if (result <= 0 || !kt_charge_cpu(cpu, &charge))
 		return 0;
 	KT_ADD(charge.slot->net_tx_bytes, result);
 	if (kt_own_sockets && kt_is_tcp(sk))
@@ -66,7 +66,7 @@ int BPF_PROG(kt_sock_recv, struct sock *sk, int result, int flags)
 	/* Peeked bytes are read again. */
 	if (result <= 0 || flags & KT_MSG_PEEK)
 		return 0;
-	if (kt_charge_thread(cpu->process - 1, cpu->thread, &charge))
+	if (kt_charge_cpu(cpu, &charge))
 		KT_ADD(charge.slot->net_rx_bytes, result);
 	return 0;
 }
@@ -82,7 +82,7 @@ int BPF_PROG(kt_inet_sock_set_state, struct sock *sk, int before, int after)
 	if (after != KT_TCP_SYN_SENT || !kt_is_tcp(sk))
 		return 0;
 	cpu = kt_registered_cpu();
-	if (cpu && kt_charge_thread(cpu->process - 1, cpu->thread, &charge))
+	if (cpu && kt_charge_cpu(cpu, &charge))
 		kt_own_socket(sk, cpu, &charge);
 	return 0;
 }

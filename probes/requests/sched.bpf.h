@@ -7,11 +7,13 @@
 #define KT_REQUESTS_SCHED_H
 
 #include "causes.bpf.h"
+#include "members.bpf.h"
 
 static __always_inline void kt_switch_out(struct kt_cpu *cpu, struct kt_task *task,
 					  struct task_struct *prev, bool runnable, __u64 now)
 {
 	struct kt_region *region = kt_region_of(task->process);
+	struct kt_thread *entry;
 
 	task->enter_ns = cpu->enter_ns;
 	task->call = cpu->call;
@@ -20,8 +22,9 @@ static __always_inline void kt_switch_out(struct kt_cpu *cpu, struct kt_task *ta
 	task->run_delay_ns = kt_run_delay(prev);
 	task->cause = runnable ? KT_CAUSE_PREEMPTED : kt_cause_of_current();
 	task->off_ns = now;
-	if (region)
-		region->thread[task->thread & (KT_THREADS - 1)].off_ns = now;
+	entry = region ? kt_entry_of(region, task->thread, task->epoch) : NULL;
+	if (entry)
+		entry->off_ns = now;
 }
 
 static __always_inline int kt_switch(bool preempt, struct task_struct *prev,
@@ -119,35 +122,7 @@ int BPF_PROG(kt_sched_process_exec)
 		if (cpu)
 			cpu->process = 0;
 	}
-	return 0;
-}
-
-/* Run by a thread itself: the kernel, not a thread id, says which thread it is. */
-SEC("syscall")
-int kt_register(struct kt_registration *request)
-{
-	struct task_struct *task = bpf_get_current_task_btf();
-	struct kt_cpu *cpu = kt_this_cpu();
-	struct kt_task *state;
-
-	if (!cpu)
-		return 0;
-	if (request->leave) {
-		bpf_task_storage_delete(&kt_tasks, task);
-		cpu->process = 0;
-		request->done = 1;
-		return 0;
-	}
-	state = bpf_task_storage_get(&kt_tasks, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
-	if (!state)
-		return 0;
-	state->process = request->process;
-	state->thread = request->thread;
-	cpu->enter_ns = 0;
-	cpu->socket = 0;
-	cpu->thread = request->thread;
-	cpu->process = request->process + 1;
-	request->done = 1;
+	kt_member_dies(task);
 	return 0;
 }
 

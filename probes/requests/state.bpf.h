@@ -21,7 +21,6 @@
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
 
-#define KT_PROCESSES 64
 #define KT_CPUS 8192 /* set to the machine's number of possible CPUs before load */
 
 /* Set before load: number of slots - 1, as in the regions' value size. */
@@ -34,7 +33,9 @@ struct kt_cpu {
 	__u32 call;      /* number of that call */
 	__u32 socket;    /* that call has moved data on a socket */
 	__u64 bystander; /* registers of a thread that is known to be one; 0: of nobody */
-	__u64 spare[4];
+	__u32 epoch;
+	__u32 pad;
+	__u64 spare[3];
 };
 
 struct kt_task {
@@ -47,7 +48,7 @@ struct kt_task {
 	__u64 wake_ns;
 	__u64 run_delay_ns; /* the scheduler's own sum of run queue time, then */
 	__u32 cause;
-	__u32 pad;
+	__u32 epoch; /* of the process as a member */
 };
 
 /* A request that work in flight (a bio, a socket, a child) belongs to. */
@@ -55,7 +56,7 @@ struct kt_owner {
 	__u64 cell;
 	__u64 since_ns;
 	__u32 process;
-	__u32 pad;
+	__u32 epoch;
 };
 
 struct {
@@ -88,6 +89,21 @@ struct {
 	__type(key, __u32);
 	__array(values, struct kt_region_map);
 } kt_regions SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, KT_PROCESSES);
+	__type(key, __u32);
+	__type(value, struct kt_member);
+} kt_members SEC(".maps");
+
+/* Which index a process has, by its tgid. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, KT_PROCESSES);
+	__type(key, __u32);
+	__type(value, __u32);
+} kt_tgids SEC(".maps");
 
 /* Where a counter goes. slot is never NULL: what has no open request is charged
  * to the slots of unattributed or late work. */
@@ -132,18 +148,37 @@ static __always_inline struct kt_slot *kt_slot_of(struct kt_region *region, __u6
 	return slot;
 }
 
-static __always_inline bool kt_charge_thread(__u32 process, __u32 thread, struct kt_charge *charge)
+/* The entry of a registered thread. NULL if the region is another member's by now:
+ * a process that has left may have threads that nobody took off. The epoch is in
+ * the cell's cache line. */
+static __always_inline struct kt_thread *kt_entry_of(struct kt_region *region, __u32 thread,
+						     __u32 epoch)
+{
+	struct kt_thread *entry = &region->thread[thread & (KT_THREADS - 1)];
+
+	return entry->epoch == epoch ? entry : NULL;
+}
+
+static __always_inline bool kt_charge_thread(__u32 process, __u32 thread, __u32 epoch,
+					     struct kt_charge *charge)
 {
 	struct kt_region *region = kt_region_of(process);
 	__u64 cell;
 
 	if (!region)
 		return false;
-	charge->thread = &region->thread[thread & (KT_THREADS - 1)];
+	charge->thread = kt_entry_of(region, thread, epoch);
+	if (!charge->thread)
+		return false;
 	cell = *(volatile __u64 *)&charge->thread->cell;
 	charge->slot = kt_slot_of(region, cell);
 	charge->bank = &charge->slot->bank[(cell >> KT_CELL_BANK_SHIFT) & 1];
 	return true;
+}
+
+static __always_inline bool kt_charge_cpu(struct kt_cpu *cpu, struct kt_charge *charge)
+{
+	return kt_charge_thread(cpu->process - 1, cpu->thread, cpu->epoch, charge);
 }
 
 static __always_inline void kt_switch_in(struct kt_cpu *cpu, struct kt_task *task, __u64 now)
@@ -157,8 +192,9 @@ static __always_inline void kt_switch_in(struct kt_cpu *cpu, struct kt_task *tas
 	cpu->call = task->call;
 	cpu->socket = task->socket;
 	cpu->thread = task->thread;
+	cpu->epoch = task->epoch;
 	cpu->process = task->process + 1;
-	if (!off || !kt_charge_thread(task->process, task->thread, &charge))
+	if (!off || !kt_charge_cpu(cpu, &charge))
 		return;
 	task->off_ns = 0;
 	charge.thread->off_ns = 0;
@@ -246,7 +282,7 @@ static __always_inline bool kt_charge_current(struct kt_charge *charge)
 
 	if (!cpu)
 		return false;
-	return kt_charge_thread(cpu->process - 1, cpu->thread, charge);
+	return kt_charge_cpu(cpu, charge);
 }
 
 /* Remember who is current, for work that ends elsewhere. */
@@ -255,7 +291,7 @@ static __always_inline void kt_own_charged(struct kt_owner *owner, struct kt_cpu
 {
 	owner->cell = *(volatile __u64 *)&charge->thread->cell;
 	owner->process = cpu->process - 1;
-	owner->pad = 0;
+	owner->epoch = cpu->epoch;
 }
 
 static __always_inline bool kt_own(struct kt_owner *owner, struct kt_charge *charge)
@@ -264,7 +300,7 @@ static __always_inline bool kt_own(struct kt_owner *owner, struct kt_charge *cha
 
 	if (!cpu)
 		return false;
-	if (!kt_charge_thread(cpu->process - 1, cpu->thread, charge))
+	if (!kt_charge_cpu(cpu, charge))
 		return false;
 	kt_own_charged(owner, cpu, charge);
 	return true;
@@ -272,8 +308,13 @@ static __always_inline bool kt_own(struct kt_owner *owner, struct kt_charge *cha
 
 static __always_inline struct kt_slot *kt_slot_owned(struct kt_owner *owner)
 {
-	struct kt_region *region = kt_region_of(owner->process);
+	struct kt_member *member = bpf_map_lookup_elem(&kt_members, &owner->process);
+	struct kt_region *region;
 
+	/* The work outlived its process, and another has the index now. */
+	if (!member || member->epoch != owner->epoch)
+		return NULL;
+	region = kt_region_of(owner->process);
 	return region ? kt_slot_of(region, owner->cell) : NULL;
 }
 

@@ -70,7 +70,7 @@ int BPF_PROG(kt_sys_exit, struct pt_regs *regs, long result)
 		info = kt_call_info(cpu->call);
 	}
 	cpu->enter_ns = 0;
-	if (!kt_charge_thread(cpu->process - 1, cpu->thread, &charge))
+	if (!kt_charge_cpu(cpu, &charge))
 		return 0;
 	call = &charge.slot->call[info->index < KT_CALLS ? info->index : 0];
 	KT_ADD(call->calls, 1);

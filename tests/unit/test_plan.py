@@ -11,15 +11,15 @@ from kerneltrace_core.requests.measures import Measures
 
 pytestmark = pytest.mark.unit
 
-kernel_side = pytest.importorskip(
-    "kerneltrace_core.requests.kernel_side",
+plan_module = pytest.importorskip(
+    "kerneltrace_core.requests.plan",
     reason="the compiled part is missing",
     exc_type=ImportError,
 )
 
-plan_programs = kernel_side.plan_programs
+plan_programs = plan_module.plan_programs
 ALL_GROUPS = ("sched", "syscalls", "block", "net", "faults")
-TODAY = dict(kernel_side.EVERY_TRACEPOINT)
+TODAY = dict(plan_module.EVERY_TRACEPOINT)
 SOCKETS = ("sock_send_length", "sock_recv_length")
 
 
@@ -38,7 +38,7 @@ def test_todays_kernel_gets_every_program_of_every_group() -> None:
 
     assert plan.groups == ALL_GROUPS
     assert plan.missing == {}
-    wanted = {name for group in kernel_side.PROGRAMS.values() for name in group}
+    wanted = {name for group in plan_module.PROGRAMS.values() for name in group}
     assert set(plan.programs) == wanted
     assert len(plan.programs) == len(set(plan.programs))
     assert plan.sockets
@@ -48,13 +48,13 @@ def test_sched_is_always_there_and_comes_first() -> None:
     plan = plan_programs(("net",), True, TODAY)
 
     assert plan.groups == ("sched", "net")
-    assert plan.programs[: len(kernel_side.SCHED)] == tuple(kernel_side.SCHED)
+    assert plan.programs[: len(plan_module.SCHED)] == tuple(plan_module.SCHED)
 
 
 def test_a_group_that_is_not_wanted_brings_no_program() -> None:
     plan = plan_programs(("sched",), True, TODAY)
 
-    assert plan.programs == tuple(kernel_side.SCHED)
+    assert plan.programs == tuple(plan_module.SCHED)
     assert known(plan.measures()) == {"ledger", "causes", "processes"}
 
 
@@ -82,7 +82,7 @@ def test_a_group_without_its_tracepoint_is_left_out_and_named(group: str, point:
 
     assert group not in plan.groups
     assert plan.missing == {group: f"this kernel has no tracepoint {point}"}
-    others = {name for g in plan.groups for name in kernel_side.PROGRAMS[g]}
+    others = {name for g in plan.groups for name in plan_module.PROGRAMS[g]}
     assert set(plan.programs) == others
 
 

@@ -94,6 +94,11 @@ struct btf *btf__parse(const char *path, void *extension);
 void btf__free(struct btf *btf);
 int kt_tracepoint_arguments(const struct btf *btf, const char *name);
 
+int kt_map_place(int outer_fd, uint32_t first, const int *inner_fds, uint32_t count);
+void kt_zero(void *address, size_t size);
+int kt_capabilities_drop(int for_good);
+int kt_capabilities_drop_everywhere(int timeout_ms);
+
 void kt_trim(void);
 void kt_log_begin(int debug);
 const char *kt_log_end(void);
@@ -133,6 +138,9 @@ static const size_t kt_thread_bytes;
 static const size_t kt_slot_bytes;
 static const size_t kt_slot_bank;
 static const size_t kt_slot_call;
+#define KT_PROCESSES ...
+static const size_t kt_member_bytes;
+static const size_t kt_registration_bytes;
 """
 
 SOURCE = """
@@ -149,6 +157,8 @@ static const size_t kt_thread_bytes = sizeof(struct kt_thread);
 static const size_t kt_slot_bytes = sizeof(struct kt_slot);
 static const size_t kt_slot_bank = offsetof(struct kt_slot, bank);
 static const size_t kt_slot_call = offsetof(struct kt_slot, call);
+static const size_t kt_member_bytes = sizeof(struct kt_member);
+static const size_t kt_registration_bytes = sizeof(struct kt_registration);
 """
 
 

@@ -196,6 +196,11 @@ class BpfObject:
         with self.in_use():
             return lib.map_fd(lib.find_map(self._object, name))
 
+    def link_fds(self) -> dict[str, int]:
+        """Return the descriptors of the links by program; the object keeps them."""
+        self._check_open()
+        return {program: lib.link_fd(link) for program, link in self._links.items()}
+
     # ---- end ------------------------------------------------------------------------
 
     def close(self) -> None:

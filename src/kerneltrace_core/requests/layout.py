@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-ABI = 1
+ABI = 2
 
 THREADS = 512
 THREAD_BYTES = 64

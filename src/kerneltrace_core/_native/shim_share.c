@@ -1,0 +1,191 @@
+/* SPDX-License-Identifier: MIT */
+#define _GNU_SOURCE
+#include "shim_share.h"
+
+#include <bpf/bpf.h>
+#include <dirent.h>
+#include <errno.h>
+#include <linux/capability.h>
+#include <linux/securebits.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+/* ---- regions ------------------------------------------------------------- */
+
+#define KT_ENOTSUPP 524 /* the kernel's own, of no C library */
+
+static int place_each(int outer_fd, uint32_t first, const int *inner_fds, uint32_t count)
+{
+	for (uint32_t i = 0; i < count; i++) {
+		uint32_t key = first + i;
+
+		if (bpf_map_update_elem(outer_fd, &key, &inner_fds[i], BPF_ANY))
+			return -errno;
+	}
+	return 0;
+}
+
+int kt_map_place(int outer_fd, uint32_t first, const int *inner_fds, uint32_t count)
+{
+	LIBBPF_OPTS(bpf_map_batch_opts, options);
+	uint32_t done = count;
+	uint32_t *keys;
+	int result;
+
+	if (count < 2)
+		return place_each(outer_fd, first, inner_fds, count);
+	keys = malloc(count * sizeof(*keys));
+	if (!keys)
+		return -ENOMEM;
+	for (uint32_t i = 0; i < count; i++)
+		keys[i] = first + i;
+	result = bpf_map_update_batch(outer_fd, keys, inner_fds, &done, &options) ? -errno : 0;
+	free(keys);
+	if (result == -KT_ENOTSUPP || result == -ENOTSUP || result == -EINVAL)
+		result = place_each(outer_fd, first, inner_fds, count);
+	return result;
+}
+
+void kt_zero(void *address, size_t size)
+{
+	memset(address, 0, size);
+}
+
+/* ---- privileges ---------------------------------------------------------- */
+
+static int drop_sets(void)
+{
+	struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
+	struct __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3];
+
+	/* Ambient first: it goes with the inheritable set, but is older kernels' to refuse. */
+	prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+	memset(none, 0, sizeof(none));
+	return syscall(SYS_capset, &header, none) ? -errno : 0;
+}
+
+int kt_capabilities_drop(int for_good)
+{
+	if (for_good) {
+		/* Each needs CAP_SETPCAP. Who has not that is not uid 0 with its privileges
+		 * either, and gets nothing back by exec. */
+		for (int bit = 0; bit < 64; bit++)
+			prctl(PR_CAPBSET_DROP, bit, 0, 0, 0);
+		prctl(PR_SET_SECUREBITS, SECURE_ALL_BITS | SECURE_ALL_LOCKS, 0, 0, 0);
+	}
+	return drop_sets();
+}
+
+static volatile int dropping_error;
+static volatile int dropping_done;
+
+static void drop_here(int signal_number)
+{
+	int saved = errno;
+	int result = drop_sets();
+
+	(void)signal_number;
+	if (result)
+		dropping_error = result;
+	__atomic_add_fetch(&dropping_done, 1, __ATOMIC_SEQ_CST);
+	errno = saved;
+}
+
+static int free_signal(void)
+{
+	for (int number = SIGRTMAX; number >= SIGRTMIN; number--) {
+		struct sigaction action;
+
+		if (!sigaction(number, NULL, &action) && action.sa_handler == SIG_DFL &&
+		    !(action.sa_flags & SA_SIGINFO))
+			return number;
+	}
+	return -EBUSY;
+}
+
+/* Whether a thread can use or regain a capability; false when it has ended. */
+static bool holds_capability(const char *thread)
+{
+	char path[64], line[256];
+	bool holds = false;
+	FILE *file;
+
+	snprintf(path, sizeof(path), "/proc/self/task/%.20s/status", thread);
+	file = fopen(path, "re");
+	if (!file)
+		return false;
+	while (fgets(line, sizeof(line), file))
+		if (!strncmp(line, "CapPrm:", 7) || !strncmp(line, "CapInh:", 7))
+			holds |= strtoull(line + 7, NULL, 16) != 0;
+	fclose(file);
+	return holds;
+}
+
+/* Signal every thread that still holds one; how many there were, or -errno. */
+static int signal_holders(int number)
+{
+	DIR *threads = opendir("/proc/self/task");
+	struct dirent *entry;
+	int count = 0;
+
+	if (!threads)
+		return -errno;
+	while ((entry = readdir(threads))) {
+		if (entry->d_name[0] == '.' || !holds_capability(entry->d_name))
+			continue;
+		count++;
+		syscall(SYS_tgkill, getpid(), atoi(entry->d_name), number);
+	}
+	closedir(threads);
+	return count;
+}
+
+static long now_ms(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+int kt_capabilities_drop_everywhere(int timeout_ms)
+{
+	static pthread_mutex_t one = PTHREAD_MUTEX_INITIALIZER;
+	struct sigaction action = { .sa_handler = drop_here, .sa_flags = SA_RESTART };
+	struct sigaction before;
+	long end = now_ms() + timeout_ms;
+	int number, left = 0;
+
+	pthread_mutex_lock(&one);
+	dropping_error = 0;
+	number = free_signal();
+	if (number < 0 || sigaction(number, &action, &before)) {
+		pthread_mutex_unlock(&one);
+		return number < 0 ? number : -errno;
+	}
+	/* Again until a look finds none: a thread may have begun another meanwhile. */
+	do {
+		struct timespec pause = { .tv_nsec = 1000000 };
+
+		left = signal_holders(number);
+		if (left)
+			nanosleep(&pause, NULL);
+	} while (left > 0 && !dropping_error && now_ms() < end);
+	/* A thread that blocks signals may take it later: then it must not end the process. */
+	if (left == 0)
+		sigaction(number, &before, NULL);
+	pthread_mutex_unlock(&one);
+	if (left < 0)
+		return left;
+	if (dropping_error)
+		return dropping_error;
+	return left ? -ETIMEDOUT : 0;
+}

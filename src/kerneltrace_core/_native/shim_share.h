@@ -1,0 +1,32 @@
+/* SPDX-License-Identifier: MIT */
+/* What sharing the programs among processes needs: many regions at once, and privileges given up. */
+#ifndef KT_SHIM_SHARE_H
+#define KT_SHIM_SHARE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/*
+ * Put maps into a map of maps at first, first + 1 and so on. With one call of the
+ * kernel, which then waits for RCU once and not for each (5.17, else one by one).
+ * 0 or -errno.
+ */
+int kt_map_place(int outer_fd, uint32_t first, const int *inner_fds, uint32_t count);
+
+/* Zero memory without the interpreter's lock. */
+void kt_zero(void *address, size_t size);
+
+/*
+ * Give up every capability of the calling thread, in every set; `for_good` also
+ * those that a program run as uid 0 would get. 0 or -errno.
+ */
+int kt_capabilities_drop(int for_good);
+
+/*
+ * The same for every thread of the process. Each does it itself, in a handler of a signal that
+ * nobody uses. 0; -EBUSY if every such signal is used; -ETIMEDOUT if a thread did not get to it
+ * in time (it then still has its capabilities); or -errno.
+ */
+int kt_capabilities_drop_everywhere(int timeout_ms);
+
+#endif

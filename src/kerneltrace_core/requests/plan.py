@@ -1,0 +1,157 @@
+"""Which request programs to load for the groups that are wanted, on the kernel that there is."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from kerneltrace_core._native import lib
+from kerneltrace_core.errors import FormatError, UnsupportedError
+from kerneltrace_core.requests.measures import Measures
+
+__all__ = ["Plan", "plan_programs", "tracepoint_arguments"]
+
+GROUPS = ("sched", "syscalls", "block", "net", "faults")
+
+# Attached in this order, detached in reverse: the register must be kept (sched) before anything
+# reads it. program -> tracepoint.
+SCHED = {
+    "kt_sched_switch": "sched_switch",
+    "kt_sched_waking": "sched_waking",
+    "kt_sched_process_fork": "sched_process_fork",
+    "kt_sched_process_exec": "sched_process_exec",
+    "kt_sched_process_exit": "sched_process_exit",
+}
+SOCKETS = {"kt_sock_send": "sock_send_length", "kt_sock_recv": "sock_recv_length"}
+PROGRAMS: dict[str, dict[str, str]] = {
+    "sched": SCHED,
+    "syscalls": {"kt_sys_enter": "sys_enter", "kt_sys_exit": "sys_exit", **SOCKETS},
+    "block": {
+        "kt_block_bio_queue": "block_bio_queue",
+        "kt_block_rq_complete": "block_rq_complete",
+        "kt_block_bio_complete": "block_bio_complete",
+    },
+    "net": {
+        **SOCKETS,
+        "kt_inet_sock_set_state": "inet_sock_set_state",
+        "kt_tcp_retransmit": "tcp_retransmit_skb",
+    },
+    "faults": {
+        "kt_page_fault_user": "page_fault_user",
+        "kt_page_fault_kernel": "page_fault_kernel",
+    },
+}
+# Without these a group still measures something; without any other of its tracepoints it does not.
+OPTIONAL = frozenset(("sock_send_length", "sock_recv_length", "block_bio_complete"))
+PREV_STATE_ARGUMENTS = 4
+EVERY_TRACEPOINT: dict[str, int | None] = {
+    point: PREV_STATE_ARGUMENTS for points in PROGRAMS.values() for point in points.values()
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which programs to load on this kernel, and why others are left out."""
+
+    programs: tuple[str, ...]
+    groups: tuple[str, ...]
+    missing: dict[str, str]
+    sockets: bool
+    timed: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the plan as data that JSON takes."""
+        return asdict(self)
+
+    @classmethod
+    def of_dict(cls, data: object) -> Plan:
+        """Build a plan from another process's data. Raises FormatError if it is none."""
+        if not isinstance(data, dict):
+            raise FormatError("read plan of shared programs: it is no object")
+        try:
+            plan = cls(
+                programs=tuple(map(str, data["programs"])),
+                groups=tuple(map(str, data["groups"])),
+                missing={str(group): str(why) for group, why in data["missing"].items()},
+                sockets=bool(data["sockets"]),
+                timed=bool(data["timed"]),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise FormatError(f"read plan of shared programs: {error!r}") from error
+        if set(plan.groups) - set(GROUPS):
+            raise FormatError("read plan of shared programs: unknown groups")
+        return plan
+
+    @classmethod
+    def of_programs(cls, programs: set[str], wanted: tuple[str, ...], timed: bool) -> Plan:
+        """Rebuild the plan that others loaded for the same groups, from its programs' names."""
+        modern = {"kt_sched_switch" if n == "kt_sched_switch_5_17" else n for n in programs}
+        arguments: dict[str, int | None] = {
+            point: PREV_STATE_ARGUMENTS
+            for points in PROGRAMS.values()
+            for name, point in points.items()
+            if name in modern or (name == "kt_sys_enter" and not timed and "kt_sys_exit" in modern)
+        }
+        if "kt_sched_switch" not in programs and "sched_switch" in arguments:
+            arguments["sched_switch"] = PREV_STATE_ARGUMENTS - 1
+        return plan_programs(wanted, timed, {**dict.fromkeys(EVERY_TRACEPOINT), **arguments})
+
+    def measures(self) -> Measures:
+        """Say what these programs measure."""
+        calls = "syscalls" in self.groups
+        net = "net" in self.groups
+        return Measures(
+            backend="bpf",
+            ledger=True,
+            causes=True,
+            processes=True,
+            calls=calls,
+            call_times=calls and self.timed,
+            files=calls,
+            net=calls or (net and self.sockets),
+            retransmits=net,
+            block="block" in self.groups,
+            disk_bytes="block" in self.groups,
+            faults="faults" in self.groups,
+        )
+
+
+def plan_programs(wanted: tuple[str, ...], timed: bool, arguments: dict[str, int | None]) -> Plan:
+    """Choose programs for the groups wanted, given each tracepoint's number of arguments here.
+
+    ``arguments`` holds None for a tracepoint that the kernel does not have. A group that lacks a
+    tracepoint is left out and named in ``missing``; without ``sched`` nothing works and
+    UnsupportedError is raised.
+    """
+    programs: dict[str, None] = {}
+    groups: list[str] = []
+    missing: dict[str, str] = {}
+    for group in GROUPS:
+        if group != "sched" and group not in wanted:
+            continue
+        points = PROGRAMS[group]
+        lacking = sorted({p for p in points.values() if arguments.get(p) is None} - OPTIONAL)
+        if lacking:
+            missing[group] = f"this kernel has no tracepoint {', '.join(lacking)}"
+            continue
+        groups.append(group)
+        for program, point in points.items():
+            if arguments.get(point) is not None and (timed or program != "kt_sys_enter"):
+                programs[program] = None
+    if "sched" in missing:
+        raise UnsupportedError(f"load request probes: {missing['sched']}")
+    if (arguments["sched_switch"] or 0) < PREV_STATE_ARGUMENTS:
+        programs = {
+            "kt_sched_switch_5_17" if name == "kt_sched_switch" else name: None for name in programs
+        }
+    sockets = "kt_sock_send" in programs and "kt_sock_recv" in programs
+    return Plan(tuple(programs), tuple(groups), missing, sockets, timed)
+
+
+def tracepoint_arguments(btf_path: str | None) -> dict[str, int | None]:
+    """Ask the kernel's BTF for every tracepoint that the groups use."""
+    btf = lib.load_btf(btf_path)
+    try:
+        return {point: lib.tracepoint_arguments(btf, point) for point in EVERY_TRACEPOINT}
+    finally:
+        lib.free_btf(btf)
