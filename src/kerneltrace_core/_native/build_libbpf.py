@@ -13,7 +13,7 @@ from cffi import FFI
 HERE = Path(__file__).resolve().parent
 LIBRARY_FOLDERS = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/local/lib64")
 LIBRARIES = ("bpf", "elf", "z")
-SHIMS = ("shim", "shim_attach", "shim_maps", "shim_ring")
+SHIMS = ("shim", "shim_attach", "shim_maps", "shim_ring", "shim_share")
 
 DECLARATIONS = """
 struct bpf_object; struct bpf_program; struct bpf_map; struct bpf_link; struct btf;
@@ -151,6 +151,7 @@ SOURCE = """
 #include "shim.h"
 #include "shim_maps.h"
 #include "shim_ring.h"
+#include "shim_share.h"
 #include "shim_attach.h"
 #include "kt_region.h"
 static const size_t kt_thread_bytes = sizeof(struct kt_thread);

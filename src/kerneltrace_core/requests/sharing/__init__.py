@@ -1,0 +1,1 @@
+"""Join programs that another process has loaded: by fork, by pins, or handed over a socket."""

@@ -1,0 +1,40 @@
+"""HeldLinks: descriptors that keep shared programs attached as long as this process lives."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+
+__all__ = ["HeldLinks"]
+
+
+class HeldLinks:
+    """Descriptors of links that another process has made.
+
+    A descriptor of such a link can keep it, and cannot detach it for others: the kernel detaches
+    when the last one of all processes is closed. ``more`` are descriptors to close as well.
+    """
+
+    def __init__(
+        self,
+        how: str,
+        links: Iterable[int],
+        more: Iterable[int] = (),
+        at_close: Callable[[], None] | None = None,
+    ) -> None:
+        self.how = how
+        self._fds = [*links, *more]
+        self._at_close = at_close
+
+    def close(self) -> None:
+        """Give them up; may be repeated."""
+        self.abandon()
+        at_close, self._at_close = self._at_close, None
+        if at_close is not None:
+            at_close()
+
+    def abandon(self) -> None:
+        """In a forked child: close what was inherited; may be repeated."""
+        fds, self._fds = self._fds, []
+        for fd in fds:
+            os.close(fd)

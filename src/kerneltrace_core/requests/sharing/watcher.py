@@ -1,0 +1,47 @@
+"""A process that removes pins when the last member is gone, whatever the members died of."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import subprocess
+
+__all__ = ["start_watcher"]
+
+logger = logging.getLogger("kerneltrace")
+
+START_SECONDS = 5.0
+
+# $1 is the folder of the pins, $2 the inode of its file system entry `alive`. flock(1) sleeps in
+# the kernel until no process holds the shared lock that every member holds for life. Then it
+# looks whether the folder is still the one that it was started for.
+REMOVE = '[ "$(stat -c %i "$1/alive")" = "$2" ] && rm -rf -- "$1"'
+SCRIPT = f"""trap '' TERM INT HUP QUIT
+flock --exclusive "$1/alive" sh -c '{REMOVE}' kerneltrace-pins "$1" "$2" &
+"""
+
+
+def start_watcher(folder: str, inode: int) -> bool:
+    """Start it, detached from this process; False where its tools (sh, flock, stat) are missing.
+
+    Blocks for some milliseconds. It is idle, has no descriptor of this process's and no privilege
+    that the process has not.
+    """
+    if not all(map(shutil.which, ("sh", "flock", "stat", "rm"))):
+        return False
+    try:
+        # The shell ends at once, so that the watcher is nobody's child here.
+        subprocess.run(
+            ["sh", "-c", SCRIPT, "kerneltrace-pins", folder, str(inode)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            start_new_session=True,
+            timeout=START_SECONDS,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        logger.debug("watch pins: %s", error)
+        return False
+    return True
