@@ -22,8 +22,10 @@ static __always_inline void kt_switch_out(struct kt_cpu *cpu, struct kt_task *ta
 	task->run_delay_ns = kt_run_delay(prev);
 	task->cause = runnable ? KT_CAUSE_PREEMPTED : kt_cause_of_current();
 	task->off_ns = now;
-	entry = region ? kt_entry_of(region, task->thread, task->epoch) : NULL;
-	if (entry)
+	if (!region)
+		return;
+	entry = &region->thread[task->thread & (KT_THREADS - 1)];
+	if (kt_entry_is_of(entry, task->epoch))
 		entry->off_ns = now;
 }
 

@@ -148,15 +148,12 @@ static __always_inline struct kt_slot *kt_slot_of(struct kt_region *region, __u6
 	return slot;
 }
 
-/* The entry of a registered thread. NULL if the region is another member's by now:
- * a process that has left may have threads that nobody took off. The epoch is in
- * the cell's cache line. */
-static __always_inline struct kt_thread *kt_entry_of(struct kt_region *region, __u32 thread,
-						     __u32 epoch)
+/* Whether an entry is still the thread's, and not of another member that has the
+ * index by now: a process that has left may have threads that nobody took off.
+ * The epoch is in the cell's cache line. */
+static __always_inline bool kt_entry_is_of(struct kt_thread *entry, __u32 epoch)
 {
-	struct kt_thread *entry = &region->thread[thread & (KT_THREADS - 1)];
-
-	return entry->epoch == epoch ? entry : NULL;
+	return *(volatile __u32 *)&entry->epoch == epoch;
 }
 
 static __always_inline bool kt_charge_thread(__u32 process, __u32 thread, __u32 epoch,
@@ -167,8 +164,8 @@ static __always_inline bool kt_charge_thread(__u32 process, __u32 thread, __u32 
 
 	if (!region)
 		return false;
-	charge->thread = kt_entry_of(region, thread, epoch);
-	if (!charge->thread)
+	charge->thread = &region->thread[thread & (KT_THREADS - 1)];
+	if (!kt_entry_is_of(charge->thread, epoch))
 		return false;
 	cell = *(volatile __u64 *)&charge->thread->cell;
 	charge->slot = kt_slot_of(region, cell);

@@ -26,7 +26,7 @@ async def kerneltrace_lifespan(app: Any = None, **options: Any) -> AsyncIterator
     The tracer is started on a thread and awaited (60 ms at most), so that the first request is
     traced; it is the one that KernelTraceMiddleware uses, and is put at ``app.state.kerneltrace``
     where ``app`` has a state. ``options`` are the tracer's: enabled, required, backend, probes,
-    syscalls; spell them out here or at the middleware, not in both places.
+    syscalls, share, drop_capabilities; spell them out here or at the middleware, not in both.
 
     With ``required=True`` raises KernelTraceError when the kernel cannot be traced, and its kind
     OptionError for a bad option; else falls back, or passes the option over, with one WARNING.

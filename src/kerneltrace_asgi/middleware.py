@@ -55,6 +55,8 @@ class KernelTraceMiddleware:
             backend: str = "auto",
             probes: Iterable[str] | str = (),
             syscalls: str = "time",
+            share: str = "auto",
+            drop_capabilities: bool = False,
             sample_rate: float = 1.0,
             slow_request_ms: float | None = None,
             log_level: int | str = "INFO",

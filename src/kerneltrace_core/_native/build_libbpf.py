@@ -96,7 +96,8 @@ int kt_tracepoint_arguments(const struct btf *btf, const char *name);
 
 int kt_map_place(int outer_fd, uint32_t first, const int *inner_fds, uint32_t count);
 void kt_zero(void *address, size_t size);
-int kt_capabilities_drop(int for_good);
+void kt_capabilities_bar(void);
+int kt_capabilities_drop(void);
 int kt_capabilities_drop_everywhere(int timeout_ms);
 
 void kt_trim(void);

@@ -13,6 +13,7 @@ from kerneltrace_core.errors import KernelTraceError
 
 __all__ = [
     "PROCESSES",
+    "bar_capabilities",
     "drop_capabilities",
     "drop_capabilities_everywhere",
     "member_bytes",
@@ -65,9 +66,14 @@ def zero(address: int, size: int) -> None:
     lib.kt_zero(ffi.cast("void *", address), size)
 
 
-def drop_capabilities(*, for_good: bool) -> None:
-    """Give up every capability of the calling thread; ``for_good``: exec as root too."""
-    code = lib.kt_capabilities_drop(for_good)
+def bar_capabilities() -> None:
+    """Have no program that this thread runs get a capability, not even as uid 0; if it may."""
+    lib.kt_capabilities_bar()
+
+
+def drop_capabilities() -> None:
+    """Give up every capability of the calling thread."""
+    code = lib.kt_capabilities_drop()
     if code < 0:
         raise KernelTraceError(f"drop capabilities: {os.strerror(-code)}")
 

@@ -61,7 +61,7 @@ void kt_zero(void *address, size_t size)
 
 /* ---- privileges ---------------------------------------------------------- */
 
-static int drop_sets(void)
+int kt_capabilities_drop(void)
 {
 	struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
 	struct __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3];
@@ -72,16 +72,13 @@ static int drop_sets(void)
 	return syscall(SYS_capset, &header, none) ? -errno : 0;
 }
 
-int kt_capabilities_drop(int for_good)
+void kt_capabilities_bar(void)
 {
-	if (for_good) {
-		/* Each needs CAP_SETPCAP. Who has not that is not uid 0 with its privileges
-		 * either, and gets nothing back by exec. */
-		for (int bit = 0; bit < 64; bit++)
-			prctl(PR_CAPBSET_DROP, bit, 0, 0, 0);
-		prctl(PR_SET_SECUREBITS, SECURE_ALL_BITS | SECURE_ALL_LOCKS, 0, 0, 0);
-	}
-	return drop_sets();
+	/* The bits first: they need CAP_SETPCAP in the permitted set alone, and so does the rest,
+	 * which what is gone from the bounding set does not take away. */
+	prctl(PR_SET_SECUREBITS, SECURE_ALL_BITS | SECURE_ALL_LOCKS, 0, 0, 0);
+	for (int bit = 0; bit < 64; bit++)
+		prctl(PR_CAPBSET_DROP, bit, 0, 0, 0);
 }
 
 static volatile int dropping_error;
@@ -90,7 +87,7 @@ static volatile int dropping_done;
 static void drop_here(int signal_number)
 {
 	int saved = errno;
-	int result = drop_sets();
+	int result = kt_capabilities_drop();
 
 	(void)signal_number;
 	if (result)

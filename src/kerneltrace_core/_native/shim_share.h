@@ -17,10 +17,13 @@ int kt_map_place(int outer_fd, uint32_t first, const int *inner_fds, uint32_t co
 void kt_zero(void *address, size_t size);
 
 /*
- * Give up every capability of the calling thread, in every set; `for_good` also
- * those that a program run as uid 0 would get. 0 or -errno.
+ * Have no program that this thread runs get a capability, not even as uid 0. Does as much of it
+ * as is allowed: without CAP_SETPCAP nothing.
  */
-int kt_capabilities_drop(int for_good);
+void kt_capabilities_bar(void);
+
+/* Give up every capability of the calling thread, in every set. 0 or -errno. */
+int kt_capabilities_drop(void);
 
 /*
  * The same for every thread of the process. Each does it itself, in a handler of a signal that

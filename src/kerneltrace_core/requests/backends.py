@@ -49,6 +49,9 @@ class Backend(Protocol):
     def probes(self) -> dict[str, str]:
         """Say by group what is attached or why not."""
 
+    def side(self) -> dict[str, object]:
+        """Say how the programs are shared; empty if there are none."""
+
 
 class BpfBackend:
     """The request programs in the kernel."""
@@ -58,9 +61,10 @@ class BpfBackend:
 
     def __init__(self, options: TracerOptions) -> None:
         # Not at the top: importing the extension loads libbpf.
-        from kerneltrace_core.requests.kernel_side import KernelSide
+        from kerneltrace_core.requests.sharing.ways import open_side
 
-        self._side = KernelSide.open(options.probes, timed=options.syscalls == "time")
+        self._side = open_side(options)
+        self._wanted = options.probes
         self.memory = self._side.memory
         self.address = self._side.address
         self.enter = self._side.register
@@ -73,7 +77,14 @@ class BpfBackend:
 
     def probes(self) -> dict[str, str]:
         plan = self._side.plan
-        return {**dict.fromkeys(plan.groups, "attached"), **plan.missing}
+        loaded = {**dict.fromkeys(plan.groups, "attached"), **plan.missing}
+        for group in self._wanted:
+            loaded.setdefault(group, "left out by the process that loaded the shared programs")
+        return loaded
+
+    def side(self) -> dict[str, object]:
+        """Say how this process came by the programs, and its index among their members."""
+        return {"joined": self._side.how, "index": self._side.process}
 
 
 class ProcfsBackend:
@@ -102,6 +113,9 @@ class ProcfsBackend:
 
     def probes(self) -> dict[str, str]:
         return {"procfs": "attached"}
+
+    def side(self) -> dict[str, object]:
+        return {}
 
 
 # The descriptors that the request programs, their links and maps take, and some for the load.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
@@ -48,7 +47,7 @@ class KernelSide:
 
     Threads register themselves; only registered threads are charged. ``close`` gives the
     membership up. Not thread-safe, but ``register`` and ``leave`` may be called from any thread
-    at any time until ``close``. The descriptors given become this object's.
+    at any time until ``close``. ``hold`` keeps, and closes, the descriptors too.
     """
 
     def __init__(
@@ -64,7 +63,6 @@ class KernelSide:
     ) -> None:
         self._hold = hold
         self._register_fd = register_fd
-        self._region_fd = region_fd
         self.how = hold.how
         self.plan = plan
         self.process = process
@@ -72,12 +70,16 @@ class KernelSide:
         self.size = REGION_BYTES
         self.address, self.memory = lib.map_region(region_fd, self.size)
         self._closed = False
-        if used:
-            # What the index's former member left. Its late work is told apart by the epoch.
-            sharing.zero(self.address, self.size)
-        # The first run of a program is fifty times slower than the others.
-        self.register(0)
-        self.leave()
+        try:
+            if used:
+                # What the index's former member left. Its late work is told apart by the epoch.
+                sharing.zero(self.address, self.size)
+            # The first run of a program is fifty times slower than the others.
+            self.register(0)
+            self.leave()
+        except BaseException:
+            lib.forget_region(self.address, self.size)
+            raise
 
     @classmethod
     def open(
@@ -108,8 +110,8 @@ class KernelSide:
         return cls(
             hold,
             programs.plan,
-            register_fd=os.dup(programs.register_fd),
-            region_fd=os.dup(programs.region_fds[process]),
+            register_fd=programs.register_fd,
+            region_fd=programs.region_fds[process],
             process=process,
             epoch=epoch,
             used=epoch > 1,
@@ -139,15 +141,9 @@ class KernelSide:
         for page, content in kept.items():
             if content.count(0) != len(content):
                 self.memory[page : page + len(content)] = content
-        self._close_descriptors()
 
     def abandon(self) -> None:
         """In a forked child: drop the references; the region was replaced at the fork."""
         if not self._closed:
             self._closed = True
             self._hold.abandon()
-            self._close_descriptors()
-
-    def _close_descriptors(self) -> None:
-        os.close(self._region_fd)
-        os.close(self._register_fd)

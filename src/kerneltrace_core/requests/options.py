@@ -48,6 +48,8 @@ class TracerOptions:
         default=("sched", "syscalls", "block", "net"), metadata={KIND: PROBE_GROUPS}
     )
     syscalls: str = field(default="time", metadata={KIND: choice("time", "count")})
+    share: str = field(default="auto", metadata={KIND: choice("auto", "pins", "own")})
+    drop_capabilities: bool = field(default=False, metadata={KIND: FLAG})
 
     def __post_init__(self) -> None:
         for name, kind in _kinds(type(self)).items():

@@ -28,6 +28,7 @@ logger = logging.getLogger("kerneltrace")
 Stats = TypeVar("Stats", bound=KernelStats)
 
 FORK_WAIT_S = 1.0
+DROP_WAIT_MS = 2000
 _forking = threading.local()  # the tracer whose lock this thread holds across its fork
 LEDGER_WORDS = layout.BLOCK_WORDS - layout.SLOT_WORDS
 
@@ -141,7 +142,20 @@ class RequestTracer:
                 backend.close()
                 self._started = False
                 raise
+            if self.options.drop_capabilities:
+                self._drop_capabilities()
         logger.info("kernel tracing started: backend=%s probes=%s", backend.name, backend.probes())
+
+    def _drop_capabilities(self) -> None:
+        from kerneltrace_core._native import sharing
+
+        try:
+            sharing.drop_capabilities_everywhere(DROP_WAIT_MS)
+        except KernelTraceError as error:
+            if self.options.required:
+                self.stop()
+                raise
+            logger.warning("%s", error)
 
     def _begin(self, backend: Backend) -> None:
         seats = ThreadSeats(backend.enter, backend.leave, backend.memory)
@@ -295,6 +309,7 @@ class RequestTracer:
             "status": "ok" if whole else "degraded",
             "backend": backend.name,
             "probes": probes,
+            "kernel_side": backend.side(),
             "engine": engine.IMPLEMENTATION,
             "requests_open": region.slots_open,
             "requests_unattributed": region.slots_exhausted,

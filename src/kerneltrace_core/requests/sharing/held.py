@@ -20,7 +20,7 @@ class HeldLinks:
         how: str,
         links: Iterable[int],
         more: Iterable[int] = (),
-        at_close: Callable[[], None] | None = None,
+        at_close: Callable[[], object] | None = None,
     ) -> None:
         self.how = how
         self._fds = [*links, *more]

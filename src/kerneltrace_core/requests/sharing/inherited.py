@@ -45,11 +45,9 @@ class Inheritance:
 
     def counts(self) -> tuple[int, int]:
         """Return how many live members and how many regions there are."""
-        live = sum(m.state is members.State.LIVE for m in self._members())
+        found = members.read_members(self._programs.members_fd, range(PROCESSES))
+        live = sum(member.state is members.State.LIVE for member in found.values())
         return live, len(self._programs.region_fds)
-
-    def _members(self) -> list[members.Member]:
-        return list(members.read_members(self._programs.members_fd))
 
     def reserve(self, spare: int) -> None:
         """Have so many regions free, in the master; blocks for 20 ms when some have to be made.
@@ -57,10 +55,11 @@ class Inheritance:
         Needs CAP_BPF then. Raises LoadError, PrivilegeError.
         """
         regions = self._programs.region_fds
-        found = self._members()
-        free = sum(found[index].available for index in regions)
+        found = members.read_members(self._programs.members_fd, regions)
+        free = sum(member.available for member in found.values())
+        # Where children have put regions of their own there is no descriptor here.
         first = max(regions, default=-1) + 1
-        count = min(spare - free, len(found) - first)
+        count = min(spare - free, PROCESSES - first)
         if count > 0:
             self._programs.grow(first, count)
 
@@ -88,10 +87,12 @@ class Inheritance:
             undo.callback(os.close, own_fd)
             register_fd = os.dup(programs.register_fd)
             undo.callback(os.close, register_fd)
-            hold = HeldLinks(HOW, [os.dup(fd) for fd in programs.link_fds().values()])
-            undo.callback(hold.abandon)
+            links: list[int] = []
+            for fd in programs.link_fds().values():
+                links.append(os.dup(fd))
+                undo.callback(os.close, links[-1])
             side = KernelSide(
-                hold,
+                HeldLinks(HOW, links, [register_fd, own_fd]),
                 programs.plan,
                 register_fd=register_fd,
                 region_fd=own_fd,
@@ -106,8 +107,9 @@ class Inheritance:
 
     def _take(self) -> tuple[int, int]:
         pool = self._programs.region_fds
-        # Those with a region first. To try costs a microsecond, like asking.
-        for index in (*pool, *(i for i in range(PROCESSES) if i not in pool)):
+        # Those with a region first, then from the other end, where the master will not put new
+        # ones meanwhile. To try costs a microsecond, like asking.
+        for index in (*pool, *(i for i in reversed(range(PROCESSES)) if i not in pool)):
             epoch = members.take_index(self._programs.register_fd, index)
             if epoch is not None:
                 return index, epoch

@@ -180,7 +180,8 @@ def _join(path: str, groups: tuple[str, ...], timed: bool, alive: int) -> Kernel
         index, epoch = _take(register_fd)
         region_fd = new_region(regions_fd, index)
         undo.callback(os.close, region_fd)
-        hold = HeldLinks(HOW, links, [alive], at_close=lambda: _remove_if_last(path))
+        more = [register_fd, region_fd, alive]
+        hold = HeldLinks(HOW, links, more, at_close=lambda: _remove_if_last(path))
         side = KernelSide(
             hold,
             Plan.of_programs({name.removeprefix(LINK) for name in names}, groups, timed),

@@ -1,0 +1,1 @@
+"""The command ``kerneltrace``: ``python -m kerneltrace_core.cli COMMAND``."""

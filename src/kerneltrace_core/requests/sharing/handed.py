@@ -1,0 +1,104 @@
+"""Join by descriptors that a broker hands over a Unix socket, with no capability at all."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import ExitStack
+from typing import Any
+
+from kerneltrace_core._native import maps
+from kerneltrace_core.errors import KernelTraceError
+from kerneltrace_core.requests import members
+from kerneltrace_core.requests.kernel_side import KernelSide
+from kerneltrace_core.requests.programs import REGION_BYTES
+from kerneltrace_core.requests.sharing.abi import abi_hash
+from kerneltrace_core.requests.sharing.held import HeldLinks
+from kerneltrace_core.requests.sharing.offer import (
+    DESCRIPTORS_FIRST,
+    PACKET_BYTES,
+    PROTOCOL,
+    Offer,
+    address_of,
+    peer_of,
+    read_packet,
+    write_packet,
+)
+
+__all__ = ["ask", "join_handed"]
+
+HOW = "socket"
+SECONDS = 2.0
+# More than any set of programs has; the kernel's own limit is 253.
+MOST_DESCRIPTORS = 64
+BPF_MAP_TYPE_ARRAY = 2
+BPF_F_MMAPABLE = 1 << 10
+
+
+def ask(address: str, want: str, seconds: float = SECONDS) -> tuple[dict[str, Any], list[int]]:
+    """Ask a broker; return its answer and the descriptors, which the caller closes.
+
+    Waits for ``seconds`` at most for each of three steps. Raises KernelTraceError, OSError.
+    """
+    kind = socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC
+    with socket.socket(socket.AF_UNIX, kind) as connection:
+        connection.settimeout(seconds)
+        connection.connect(address_of(address))
+        _, uid = peer_of(connection)
+        # Who hands descriptors over decides what this process maps: nobody else may.
+        if uid not in (0, os.geteuid()):
+            raise KernelTraceError(f"ask {address}: it is served by uid {uid}, not by this user")
+        connection.send(write_packet({"protocol": PROTOCOL, "abi": abi_hash(), "want": want}))
+        packet, fds, flags, _ = socket.recv_fds(
+            connection, PACKET_BYTES, MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+        )
+    try:
+        if flags & socket.MSG_CTRUNC:
+            raise KernelTraceError(
+                f"ask {address}: descriptors were lost on the way (raise the limit of open "
+                "files, ulimit -n)"
+            )
+        if not packet:
+            raise KernelTraceError(f"ask {address}: closed without an answer")
+        return read_packet(packet), fds
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
+
+
+def join_handed(address: str) -> KernelSide:
+    """Join what the broker at ``address`` has loaded; 1 ms.
+
+    Needs no capability from Linux 5.19 on, or where kernel.unprivileged_bpf_disabled is 0. Raises
+    KernelTraceError, with the broker's reason where it refuses, or OSError.
+    """
+    answer, fds = ask(address, "join")
+    with ExitStack() as undo:
+        for fd in fds:
+            undo.callback(os.close, fd)
+        offer = Offer.of_answer(answer, len(fds))
+        register_fd, region_fd = fds[:DESCRIPTORS_FIRST]
+        _check_region(region_fd)
+        epoch = members.take_index(register_fd, offer.process, offer.key)
+        if epoch is None:
+            raise KernelTraceError(f"join by socket: index {offer.process} was taken meanwhile")
+        side = KernelSide(
+            HeldLinks(HOW, fds),
+            offer.plan,
+            register_fd=register_fd,
+            region_fd=region_fd,
+            process=offer.process,
+            epoch=epoch,
+            used=epoch > 1,
+        )
+        undo.pop_all()
+    return side
+
+
+def _check_region(fd: int) -> None:
+    """Look before it is mapped: behind the end of something smaller, a store ends the process."""
+    info = maps.info(fd)
+    shape = info.type, info.value_size, info.max_entries, info.flags & BPF_F_MMAPABLE
+    if shape != (BPF_MAP_TYPE_ARRAY, REGION_BYTES, 1, BPF_F_MMAPABLE):
+        raise KernelTraceError("join by socket: what was handed over is no region")
