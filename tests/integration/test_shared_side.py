@@ -1,0 +1,111 @@
+"""One kernel side for all workers: exact numbers in each, and nothing left when they have gone."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from harness.bpf_objects import descendants, held_objects, wait_until_gone
+from harness.tiers import Require
+from integration.served.servers import GUNICORN, Kind, Server, end, started
+from integration.shared.traffic import Traffic, rows, wait_until_traced
+
+pytestmark = pytest.mark.integration
+
+SITE = "integration.shared.site:application"
+CONF = "--config python:integration.shared.gunicorn_conf --worker-class asgi"
+RUN = (sys.executable, "-m", "kerneltrace_core.cli", "run", "--required", "--processes", "12", "--")
+UVICORN = "--port {port} --log-level warning --loop asyncio"
+HYPERCORN = "--bind 127.0.0.1:{port} --workers 2"
+GRANIAN = "--interface asgi --port {port} --workers 2"
+BPFFS = Path("/sys/fs/bpf")
+
+WORKERS = {
+    "gunicorn": (Kind("gunicorn", f"{GUNICORN} {CONF} --workers 8 {SITE}", 8), "inherited"),
+    "gunicorn --preload": (
+        Kind("gunicorn", f"{GUNICORN} {CONF} --preload --workers 8 {SITE}", 8),
+        "inherited",
+    ),
+    "gunicorn without hooks": (
+        Kind("gunicorn", f"{GUNICORN} --worker-class asgi --workers 2 {SITE}", 2),
+        "pins",
+    ),
+    "uvicorn --workers": (Kind("uvicorn", f"{UVICORN} --workers 4 {SITE}", 4), "pins"),
+    "uvicorn --reload": (Kind("uvicorn", f"{UVICORN} --reload {SITE}"), "pins"),
+    "hypercorn": (Kind("hypercorn", f"{HYPERCORN} {SITE}", 2), "pins"),
+    "granian": (Kind("granian", f"{GRANIAN} {SITE}", 2), "pins"),
+}
+HANDED = ("gunicorn", "gunicorn --preload", "uvicorn --workers", "uvicorn --reload", "granian")
+
+
+def our_pins() -> set[str]:
+    return {entry.name for entry in BPFFS.glob(f"kerneltrace-{os.geteuid()}-*")}
+
+
+def wait_until_unpinned(before: set[str]) -> None:
+    deadline = time.monotonic() + 20
+    while left := our_pins() - before:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+
+
+def check_truth(server: Server, traffic: Traffic, requests: int) -> None:
+    """Serve requests; every one of them is counted exactly, in whichever worker."""
+    for _ in range(requests):
+        traffic.one()
+    assert traffic.failed == {}
+    deadline = time.monotonic() + 10
+    while len(counted := rows(server.folder, "counted")) < requests:
+        assert time.monotonic() < deadline, (len(counted), server.said())
+        time.sleep(0.02)
+    wrong = [row for row in counted if row["counted"] not in (None, row["done"])]
+    assert wrong == []
+    assert sum(row["counted"] is not None for row in counted) >= requests // 2
+
+
+@pytest.mark.parametrize("name", WORKERS)
+def test_workers_share_one_kernel_side_and_count_exactly(
+    name: str, open_tmp_path: Path, require: Require
+) -> None:
+    kind, how = WORKERS[name]
+    require(kind.module, probe=kind.installed)
+    before = our_pins()
+
+    with started(kind, open_tmp_path, ready="/health") as server:
+        healths = wait_until_traced(server, kind.workers)
+        objects = held_objects(descendants(server.process.pid))
+        check_truth(server, Traffic(server, 1), 20 * kind.workers)
+
+    assert {health["kernel_side"]["joined"] for health in healths.values()} == {how}
+    indexes = [health["kernel_side"]["index"] for health in healths.values()]
+    assert len(set(indexes)) == len(indexes)
+    links = [number for what, number in objects if what == "link_id"]
+    assert len(links) < 2 * 16, "more than one set of programs"
+    wait_until_gone(objects)
+    wait_until_unpinned(before)
+
+
+@pytest.mark.parametrize("name", HANDED)
+def test_workers_without_any_capability_join_what_was_handed_over(
+    name: str, open_tmp_path: Path, require: Require
+) -> None:
+    kind, _ = WORKERS[name]
+    require(kind.module, probe=kind.installed)
+
+    with started(kind, open_tmp_path, ready="/health", before=RUN) as server:
+        healths = wait_until_traced(server, kind.workers)
+        objects = held_objects(descendants(server.process.pid))
+        for pid in (server.process.pid, *healths):
+            status = Path(f"/proc/{pid}/status").read_text()
+            sets = [line.split()[1] for line in status.splitlines() if line.startswith("Cap")]
+            assert {int(mask, 16) for mask in sets} == {0}
+        check_truth(server, Traffic(server, 2), 20 * kind.workers)
+        end(server.process)
+
+    assert {health["kernel_side"]["joined"] for health in healths.values()} == {"socket"}
+    assert objects
+    wait_until_gone(objects)
