@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -11,34 +10,14 @@ import pytest
 
 from harness.bpf_objects import descendants, held_objects, wait_until_gone
 from harness.tiers import Require
-from integration.served.servers import GUNICORN, Kind, Server, end, started
+from integration.served.servers import Server, end, started
+from integration.shared.kinds import RUN, WORKERS
 from integration.shared.traffic import Traffic, rows, wait_until_traced
 
 pytestmark = pytest.mark.integration
 
-SITE = "integration.shared.site:application"
-CONF = "--config python:integration.shared.gunicorn_conf --worker-class asgi"
-RUN = (sys.executable, "-m", "kerneltrace_core.cli", "run", "--required", "--processes", "12", "--")
-UVICORN = "--port {port} --log-level warning --loop asyncio"
-HYPERCORN = "--bind 127.0.0.1:{port} --workers 2"
-GRANIAN = "--interface asgi --port {port} --workers 2"
 BPFFS = Path("/sys/fs/bpf")
 
-WORKERS = {
-    "gunicorn": (Kind("gunicorn", f"{GUNICORN} {CONF} --workers 8 {SITE}", 8), "inherited"),
-    "gunicorn --preload": (
-        Kind("gunicorn", f"{GUNICORN} {CONF} --preload --workers 8 {SITE}", 8),
-        "inherited",
-    ),
-    "gunicorn without hooks": (
-        Kind("gunicorn", f"{GUNICORN} --worker-class asgi --workers 2 {SITE}", 2),
-        "pins",
-    ),
-    "uvicorn --workers": (Kind("uvicorn", f"{UVICORN} --workers 4 {SITE}", 4), "pins"),
-    "uvicorn --reload": (Kind("uvicorn", f"{UVICORN} --reload {SITE}"), "pins"),
-    "hypercorn": (Kind("hypercorn", f"{HYPERCORN} {SITE}", 2), "pins"),
-    "granian": (Kind("granian", f"{GRANIAN} {SITE}", 2), "pins"),
-}
 HANDED = ("gunicorn", "gunicorn --preload", "uvicorn --workers", "uvicorn --reload", "granian")
 
 

@@ -20,6 +20,7 @@ from kerneltrace_core.requests.sharing.offer import (
     PACKET_BYTES,
     PROTOCOL,
     Offer,
+    PoolFullError,
     peer_of,
     read_packet,
     write_packet,
@@ -44,6 +45,19 @@ class _Client(NamedTuple):
     pid: int
     until: float
     answered: bool
+
+
+def _lives(pid: int) -> bool:
+    """Tell whether a process may still come for what it was offered."""
+    if pid == 0:  # of a pid namespace that is not seen from here
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 class Broker:
@@ -170,7 +184,8 @@ class Broker:
                 raise KernelTraceError("this process did not take an earlier answer")
             offer = self._offer(pid)
         except (FormatError, KernelTraceError) as error:
-            return {"ok": False, "error": str(error)}, []
+            full = isinstance(error, PoolFullError)
+            return {"ok": False, "error": str(error), "again": full}, []
         programs = self._programs
         region_fd = programs.region_fds[offer.process]
         return offer.as_dict(), [programs.register_fd, region_fd, *self._links]
@@ -193,7 +208,7 @@ class Broker:
             if self._free_for(found[index], index, pid, now):
                 self._offered[index] = (pid, now + OFFER_SECONDS)
                 return Offer(index, self._keys[index], self._programs.plan)
-        raise KernelTraceError(
+        raise PoolFullError(
             f"all {len(self._keys)} regions are taken by live processes "
             "(kerneltrace run --processes N makes room for more)"
         )
@@ -206,7 +221,7 @@ class Broker:
         again = offered_to == pid and pid != 0
         if member.state in (State.LEFT, State.LIVE):  # alive: it may come back, nobody else
             return again
-        return member.available and (again or until < now)
+        return member.available and (again or until < now or not _lives(offered_to))
 
     def _live(self) -> int:
         return sum(m.state in (State.LIVE, State.TAKEN) for m in self._members().values())

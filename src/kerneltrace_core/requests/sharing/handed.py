@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from contextlib import ExitStack
 from typing import Any
 
@@ -19,6 +20,7 @@ from kerneltrace_core.requests.sharing.offer import (
     PACKET_BYTES,
     PROTOCOL,
     Offer,
+    PoolFullError,
     address_of,
     peer_of,
     read_packet,
@@ -29,6 +31,7 @@ __all__ = ["ask", "join_handed"]
 
 HOW = "socket"
 SECONDS = 2.0
+AGAIN, AGAIN_SECONDS = 4, 0.25
 # More than any set of programs has; the kernel's own limit is 253.
 MOST_DESCRIPTORS = 64
 BPF_MAP_TYPE_ARRAY = 2
@@ -71,8 +74,18 @@ def join_handed(address: str) -> KernelSide:
     """Join what the broker at ``address`` has loaded; 1 ms.
 
     Needs no capability from Linux 5.19 on, or where kernel.unprivileged_bpf_disabled is 0. Raises
-    KernelTraceError, with the broker's reason where it refuses, or OSError.
+    KernelTraceError, with the broker's reason where it refuses, or OSError. A pool that is full is
+    asked again for a second: workers that are replaced come before the others have gone.
     """
+    for _ in range(AGAIN):
+        try:
+            return _join(address)
+        except PoolFullError:
+            time.sleep(AGAIN_SECONDS)
+    return _join(address)
+
+
+def _join(address: str) -> KernelSide:
     answer, fds = ask(address, "join")
     with ExitStack() as undo:
         for fd in fds:
@@ -82,7 +95,7 @@ def join_handed(address: str) -> KernelSide:
         _check_region(region_fd)
         epoch = members.take_index(register_fd, offer.process, offer.key)
         if epoch is None:
-            raise KernelTraceError(f"join by socket: index {offer.process} was taken meanwhile")
+            raise PoolFullError(f"join by socket: index {offer.process} was taken meanwhile")
         side = KernelSide(
             HeldLinks(HOW, fds),
             offer.plan,

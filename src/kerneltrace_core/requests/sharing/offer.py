@@ -22,6 +22,7 @@ __all__ = [
     "PROTOCOL",
     "VARIABLE",
     "Offer",
+    "PoolFullError",
     "address_of",
     "peer_of",
     "read_packet",
@@ -35,6 +36,10 @@ VARIABLE = "KERNELTRACE_SOCKET"
 DESCRIPTORS_FIRST = 2
 
 _PEER = struct.Struct("iII")
+
+
+class PoolFullError(KernelTraceError):
+    """No region is free at this moment; one may be in the next."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +57,10 @@ class Offer:
 
     @classmethod
     def of_answer(cls, answer: dict[str, Any], descriptors: int) -> Offer:
-        """Read an answer. Raises KernelTraceError with the broker's reason, FormatError."""
+        """Read an answer. Raises the broker's reason: PoolFullError, KernelTraceError; FormatError."""
         if answer.get("ok") is not True:
-            raise KernelTraceError(f"join by socket: {answer.get('error', 'refused')}")
+            kind = PoolFullError if answer.get("again") is True else KernelTraceError
+            raise kind(f"join by socket: {answer.get('error', 'refused')}")
         process, key = answer.get("process"), answer.get("key")
         if not isinstance(process, int) or not isinstance(key, int):
             raise FormatError("join by socket: the answer names no index")

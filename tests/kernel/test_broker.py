@@ -1,0 +1,407 @@
+"""What is served to processes without privilege: to them alone, whatever the others do."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from typing import Any
+
+import pytest
+
+from traced import run_python
+
+pytestmark = pytest.mark.kernel
+
+BEGIN = """
+import ctypes, json, os, signal, socket, struct, subprocess, sys, time
+from contextlib import ExitStack
+from kerneltrace_core.errors import KernelTraceError
+from kerneltrace_core.requests import layout, members
+from kerneltrace_core.requests.sharing import handed
+from kerneltrace_core.requests.sharing.offer import address_of, write_packet
+from kerneltrace_core.requests.sharing.abi import abi_hash
+
+ADDRESS = os.environ["KERNELTRACE_SOCKET"]
+CALL = layout.SLOTS_OFFSET + 8 * (layout.CALL + layout.CALL_INDEX["getppid"] * layout.CALL_WORDS)
+
+def connect():
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection.settimeout(5)
+    connection.connect(address_of(ADDRESS))
+    return connection
+
+def request(**changes):
+    return write_packet({"protocol": 1, "abi": abi_hash(), "want": "join", **changes})
+
+def count(side):
+    return struct.unpack_from("Q", side.memory, CALL)[0]
+
+def charged(side, times=100):
+    '''What the calling thread is charged with for so many calls.'''
+    side.register(0)
+    before = count(side)
+    for _ in range(times):
+        os.getppid()
+    side.leave()
+    return count(side) - before
+
+def in_another_process(work):
+    '''Run work in a child; return what it returns, by JSON.'''
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.write(writer, json.dumps(work()).encode())
+        except BaseException as error:
+            os.write(writer, json.dumps(repr(error)).encode())
+        os._exit(0)
+    os.close(writer)
+    os.waitpid(child, 0)
+    with open(reader, "rb") as told:
+        return json.loads(told.read())
+
+def joins():
+    side = handed.join_handed(ADDRESS)
+    found = charged(side)
+    side.close()
+    return found
+
+def tell(**found):
+    print(json.dumps(found))
+"""
+
+
+def run(script: str, processes: int = 4) -> dict[str, Any]:
+    """Run a script under ``kerneltrace run``; return what it tells."""
+    outer = """
+        import sys
+        from kerneltrace_core.cli.__main__ import main
+        sys.exit(main(["run", "--required", "--processes", sys.argv[2], "--",
+                       sys.executable, "-c", sys.argv[1]]))
+    """
+    inner = BEGIN + textwrap.dedent(script)
+    found: dict[str, Any] = json.loads(run_python(outer, inner, str(processes)).splitlines()[-1])
+    return found
+
+
+def test_a_process_without_any_capability_joins_and_is_counted_exactly() -> None:
+    found = run(
+        """
+        status = open("/proc/self/status").read()
+        capabilities = [int(line.split()[1], 16) for line in status.splitlines() if "Cap" in line]
+        tell(charged=joins(), again=joins(), capabilities=sum(capabilities))
+        """
+    )
+
+    assert found == {"charged": 100, "again": 100, "capabilities": 0}
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        'b""',
+        'b"garbage"',
+        'b"\\xff" * 8000',
+        'b"[" * 8000',
+        'b"[]"',
+        'b"null"',
+        "request(abi='another')",
+        "request(abi=['x'] * 100)",
+        "request(protocol=2)",
+        "request(want='everything')",
+        "request(want={})",
+    ],
+)
+def test_whoever_sends_what_makes_no_sense_is_told_so_or_cut_off(packet: str) -> None:
+    found = run(
+        f"""
+        hostile = connect()
+        hostile.send({packet})
+        answer, fds, _, _ = socket.recv_fds(hostile, 8192, 64)
+        tell(answer=json.loads(answer or b"null"), fds=len(fds), joined=joins())
+        """
+    )
+
+    assert found["answer"] is None or found["answer"]["ok"] is False
+    assert found["fds"] == 0
+    assert found["joined"] == 100
+
+
+def test_thousands_of_connections_that_say_nothing_keep_nobody_out() -> None:
+    found = run(
+        """
+        import resource
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        wanted = min(3000, hard - 100)
+
+        def flood(stack, count):
+            made = 0
+            while made < count:
+                connection = stack.enter_context(
+                    socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                )
+                connection.settimeout(5)
+                connection.connect(address_of(ADDRESS))
+                made += 1
+            return made
+
+        with ExitStack() as stack:
+            made = flood(stack, wanted)
+            begin = time.monotonic()
+            joined = in_another_process(joins)
+            took = time.monotonic() - begin
+        tell(made=made == wanted, joined=joined, slow=took > 8, after=joins())
+        """
+    )
+
+    assert found == {"made": True, "joined": 100, "slow": False, "after": 100}
+
+
+def test_who_takes_no_answer_keeps_the_others_not_out_for_long() -> None:
+    found = run(
+        """
+        def never_reads():
+            kept = []
+            for _ in range(200):
+                connection = connect()
+                connection.send(request())
+                kept.append(connection)
+            time.sleep(3)  # longer than it is waited for
+            last = connect()
+            last.send(request())
+            return json.loads(last.recv(8192))["ok"]
+
+        sulking = in_another_process(never_reads)
+        tell(sulking=sulking, joined=joins(), other=in_another_process(joins))
+        """
+    )
+
+    assert found == {"sulking": False, "joined": 100, "other": 100}
+
+
+def test_a_member_can_neither_become_another_one_nor_be_charged_as_one() -> None:
+    found = run(
+        """
+        mine = handed.join_handed(ADDRESS)
+
+        def steal():
+            theirs = handed.join_handed(ADDRESS)
+            register = theirs._register_fd
+            tried = [members.take_index(register, mine.process, key) for key in (0, 1)]
+            taken = [members.take_index(register, i) for i in range(4) if i != theirs.process]
+            try:
+                members.register(register, mine.process, 0)
+                registered = True
+            except KernelTraceError:
+                registered = False
+            quit = members.quit_index(register, mine.process)
+            return [theirs.process != mine.process, tried, taken, registered, quit]
+
+        stolen = in_another_process(steal)
+        tell(stolen=stolen, mine=charged(mine))
+        """
+    )
+
+    assert found == {"stolen": [True, [None, None], [None] * 3, False, False], "mine": 100}
+
+
+def test_a_member_cannot_detach_the_programs_of_the_others() -> None:
+    found = run(
+        """
+        mine = handed.join_handed(ADDRESS)
+        BPF_LINK_DETACH, BPF = 34, {"x86_64": 321}.get(os.uname().machine, 280)
+        libc = ctypes.CDLL(None, use_errno=True)
+
+        def detach():
+            theirs = handed.join_handed(ADDRESS)
+            done = 0
+            for fd in list(theirs._hold._fds):
+                done += libc.syscall(BPF, BPF_LINK_DETACH, struct.pack("II", fd, 0), 8) == 0
+            theirs.close()
+            return done
+
+        detached = in_another_process(detach)
+        tell(detached=detached, mine=charged(mine))
+        """
+    )
+
+    assert found == {"detached": 0, "mine": 100}
+
+
+def test_a_full_pool_is_said_and_room_is_made_by_death_however_sudden() -> None:
+    found = run(
+        """
+        def hold():
+            reader, writer = os.pipe()
+            child = os.fork()
+            if not child:
+                side = handed.join_handed(ADDRESS)
+                side.register(0)
+                os.write(writer, bytes([side.process]))
+                signal.pause()
+            return child, os.read(reader, 1)[0]
+
+        held = [hold() for _ in range(2)]
+        full = in_another_process(joins)
+        child, index = held[0]
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        again = hold()
+        for child in (held[1][0], again[0]):
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        tell(indexes=sorted(i for _, i in held), full=full, reused=again[1] == index, end=joins())
+        """,
+        processes=2,
+    )
+
+    assert found["indexes"] == [0, 1]
+    assert "all 2 regions are taken by live processes" in found["full"]
+    assert (found["reused"], found["end"]) == (True, 100)
+
+
+def test_who_has_an_index_after_another_sees_nothing_of_it() -> None:
+    found = run(
+        """
+        def leave_traces():
+            side = handed.join_handed(ADDRESS)
+            side.register(3)
+            side.memory[:] = b"\\x5a" * len(side.memory)
+            return side.process
+
+        first = in_another_process(leave_traces)
+        side = handed.join_handed(ADDRESS)
+        tell(same=first == side.process, epoch=side.epoch, clean=not any(bytes(side.memory)[64:]))
+        """,
+        processes=1,
+    )
+
+    assert found == {"same": True, "epoch": 2, "clean": True}
+
+
+def test_threads_of_a_member_that_left_are_charged_to_nobody_who_comes_after() -> None:
+    found = run(
+        """
+        import threading
+        go, done = threading.Event(), threading.Event()
+        side = handed.join_handed(ADDRESS)
+
+        def stays():
+            side.register(0)
+            go.wait()
+            for _ in range(500):
+                os.getppid()
+            done.set()
+
+        thread = threading.Thread(target=stays)
+        thread.start()
+        time.sleep(0.1)
+        members.quit_index(side._register_fd, side.process)
+        next_side = handed.join_handed(ADDRESS)
+        go.set()
+        done.wait()
+        tell(
+            same=next_side.process == side.process, stray=count(next_side), epoch=next_side.epoch,
+            mine=charged(next_side),
+        )
+        """
+    )
+
+    assert found == {"same": True, "stray": 0, "epoch": 3, "mine": 100}
+
+
+def test_what_becomes_another_program_gives_its_index_back() -> None:
+    found = run(
+        """
+        def becomes():
+            handed.join_handed(ADDRESS)
+            os.execv(sys.executable, [sys.executable, "-c", "import time; time.sleep(30)"])
+
+        child = os.fork()
+        if not child:
+            becomes()
+        deadline = time.monotonic() + 10
+        while handed.ask(ADDRESS, "status")[0]["members"] and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        joined = joins()
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        tell(joined=joined)
+        """,
+        processes=1,
+    )
+
+    assert found == {"joined": 100}
+
+
+# ---- a hostile server ------------------------------------------------------------------------------
+
+SERVER = """
+import threading
+folder = __import__("tempfile").mkdtemp()
+path = folder + "/socket"
+listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+listening.bind(path)
+listening.listen()
+real, fds = handed.ask(ADDRESS, "join")
+
+def serve(answer, descriptors):
+    def once():
+        connection, _ = listening.accept()
+        connection.recv(8192)
+        if answer is None:
+            time.sleep(4)
+        else:
+            socket.send_fds(connection, [answer], descriptors)
+        connection.close()
+    threading.Thread(target=once, daemon=True).start()
+
+def refused():
+    before = len(os.listdir("/proc/self/fd"))
+    begin = time.monotonic()
+    try:
+        handed.join_handed(path)
+    except (KernelTraceError, OSError) as error:
+        said = type(error).__name__ + ": " + str(error)
+    else:
+        said = "joined"
+    return said, time.monotonic() - begin < 3.5, len(os.listdir("/proc/self/fd")) - before <= 1
+"""
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "None, []",
+        "b'', []",
+        "b'garbage', fds",
+        "b'{}', fds",
+        "write_packet(real), []",
+        "write_packet(real), fds[:3]",
+        "write_packet(real), fds + fds",
+        "write_packet({**real, 'process': -1}), fds",
+        "write_packet({**real, 'key': 'x'}), fds",
+        "write_packet({**real, 'plan': []}), fds",
+        "write_packet({**real, 'plan': {**real['plan'], 'groups': ['x']}}), fds",
+        "write_packet(real), [fds[0], os.open('/etc/passwd', os.O_RDONLY), *fds[2:]]",
+        "write_packet(real), [os.open('/etc/passwd', os.O_RDONLY), *fds[1:]]",
+        "write_packet({**real, 'process': 3}), fds",
+    ],
+)
+def test_what_is_no_offer_is_refused_soon_and_leaves_no_descriptor(answer: str) -> None:
+    script = textwrap.dedent(SERVER) + textwrap.dedent(
+        f"""
+        serve({answer})
+        said, soon, clean = refused()
+        import shutil
+        shutil.rmtree(folder)
+        tell(said=said, soon=soon, clean=clean, joined=in_another_process(joins))
+        """
+    )
+
+    found = run(script)
+
+    assert found["said"] != "joined"
+    assert (found["soon"], found["clean"], found["joined"]) == (True, True, 100)
