@@ -40,6 +40,14 @@ NO_DESCRIPTOR_PAUSE_SECONDS = 0.05
 LAST_LOOK_SECONDS = 0.2
 
 
+class _Offered(NamedTuple):
+    """To whom an index was offered, until when, and what its epoch was."""
+
+    pid: int = 0
+    until: float = 0.0
+    epoch: int = 0
+
+
 class _Client(NamedTuple):
     connection: socket.socket
     pid: int
@@ -78,7 +86,7 @@ class Broker:
         self._keys = {index: secrets.randbits(64) for index in programs.region_fds}
         for index, key in self._keys.items():
             members.write_key(programs.members_fd, index, key)
-        self._offered: dict[int, tuple[int, float]] = {}
+        self._offered: dict[int, _Offered] = {}
         self._sulking: dict[int, float] = {}
         self._clients: dict[int, _Client] = {}
         self._selector = selectors.DefaultSelector()
@@ -206,7 +214,7 @@ class Broker:
         found = self._members()
         for index in sorted(self._keys, key=lambda index: self._preference(index, pid)):
             if self._free_for(found[index], index, pid, now):
-                self._offered[index] = (pid, now + OFFER_SECONDS)
+                self._offered[index] = _Offered(pid, now + OFFER_SECONDS, found[index].epoch)
                 return Offer(index, self._keys[index], self._programs.plan)
         raise PoolFullError(
             f"all {len(self._keys)} regions are taken by live processes "
@@ -214,14 +222,18 @@ class Broker:
         )
 
     def _preference(self, index: int, pid: int) -> tuple[bool, int]:
-        return self._offered.get(index, (0, 0.0))[0] != pid, index
+        return self._offered.get(index, _Offered()).pid != pid, index
 
     def _free_for(self, member: Member, index: int, pid: int, now: float) -> bool:
-        offered_to, until = self._offered.get(index, (0, 0.0))
-        again = offered_to == pid and pid != 0
+        offered = self._offered.get(index, _Offered())
+        again = offered.pid == pid and pid != 0
         if member.state in (State.LEFT, State.LIVE):  # alive: it may come back, nobody else
             return again
-        return member.available and (again or until < now or not _lives(offered_to))
+        if not member.available:
+            return False
+        # Taken since, and free again; or never taken.
+        over = member.epoch != offered.epoch or offered.until < now or not _lives(offered.pid)
+        return again or over
 
     def _live(self) -> int:
         return sum(m.state in (State.LIVE, State.TAKEN) for m in self._members().values())

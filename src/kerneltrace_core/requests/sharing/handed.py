@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import time
 from contextlib import ExitStack
 from typing import Any
@@ -45,7 +46,10 @@ def ask(address: str, want: str, seconds: float = SECONDS) -> tuple[dict[str, An
     """
     kind = socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC
     with socket.socket(socket.AF_UNIX, kind) as connection:
-        connection.settimeout(seconds)
+        # Not settimeout: that makes a connect to a full backlog fail at once.
+        limit = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
         connection.connect(address_of(address))
         _, uid = peer_of(connection)
         # Who hands descriptors over decides what this process maps: nobody else may.
