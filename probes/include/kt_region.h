@@ -117,8 +117,8 @@ struct kt_region {
 enum kt_member_state {
 	KT_MEMBER_FREE,
 	KT_MEMBER_LIVE,
-	KT_MEMBER_LEFT, /* lives, and has given up its region; it alone may take it again */
-	KT_MEMBER_DEAD, /* may be taken by anybody with the key */
+	KT_MEMBER_LEFT,  /* lives, and has given up its region; it alone may take it again */
+	KT_MEMBER_DEAD,  /* may be taken by anybody with the key */
 	KT_MEMBER_TAKEN, /* being taken */
 };
 

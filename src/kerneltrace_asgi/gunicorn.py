@@ -17,7 +17,6 @@ __all__ = ["child_exit", "post_fork", "pre_fork", "when_ready"]
 SPARE = 2
 
 
-
 def when_ready(server: Any) -> None:
     """In the master, before it forks: load the programs for its workers; blocks for 60 ms.
 

@@ -344,7 +344,7 @@ def test_what_becomes_another_program_gives_its_index_back() -> None:
     assert found == {"lived": 1, "joined": 100}
 
 
-# ---- a hostile server ------------------------------------------------------------------------------
+# ---- a hostile server ----------------------------------------------------------------------
 
 SERVER = """
 import threading

@@ -160,7 +160,8 @@ static const size_t kt_slot_bytes = sizeof(struct kt_slot);
 static const size_t kt_slot_bank = offsetof(struct kt_slot, bank);
 static const size_t kt_slot_call = offsetof(struct kt_slot, call);
 static const size_t kt_member_bytes = sizeof(struct kt_member);
-static const size_t kt_registration_bytes = sizeof(struct kt_registration);
+static const size_t kt_registration_bytes =
+    sizeof(struct kt_registration);
 """
 
 

@@ -24,7 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             commands.add_parser(name, help=module.SUMMARY, description=module.DESCRIPTION)
         )
     given = parser.parse_args(arguments)
-    return COMMANDS[given.command].execute(given)
+    status: int = COMMANDS[given.command].execute(given)
+    return status
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The helper of ``kerneltrace run``: a process of its own that holds the programs and serves them."""
+"""The helper of ``kerneltrace run``: a process that holds the programs and serves them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import NoReturn
 
 from kerneltrace_core.cli.identity import Identity
@@ -75,7 +76,7 @@ def _listen(identity: Identity) -> tuple[str | None, str, socket.socket]:
             if len(path) > LONGEST_PATH:
                 raise OSError("path too long")
             listening.bind(path)
-            os.chmod(path, 0o600)
+            Path(path).chmod(0o600)
             if identity.change:
                 os.chown(path, identity.uid, identity.gid)
                 os.chown(folder, identity.uid, identity.gid)

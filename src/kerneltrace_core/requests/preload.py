@@ -1,4 +1,4 @@
-"""Load once, in a process that will fork its workers, so that each of them joins in a millisecond."""
+"""Load once, in a process that will fork its workers, so that each joins in a millisecond."""
 
 from __future__ import annotations
 

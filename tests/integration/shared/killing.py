@@ -26,9 +26,7 @@ def workers_of(server: Server) -> list[int]:
     return children
 
 
-def kill_at_random(
-    server: Server, kills: int, workers: int, seed: int
-) -> tuple[Traffic, set[int]]:
+def kill_at_random(server: Server, kills: int, workers: int, seed: int) -> tuple[Traffic, set[int]]:
     """Kill so many workers while requests come in; return the traffic, and whom it hit."""
     choice = random.Random(seed)
     traffic = Traffic(server, seed)

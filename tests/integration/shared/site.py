@@ -1,4 +1,4 @@
-"""An ASGI application that does a known number of system calls, and writes down what was counted."""
+"""An ASGI application that does known work, and writes down what was counted."""
 
 from __future__ import annotations
 

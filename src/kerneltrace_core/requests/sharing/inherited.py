@@ -75,7 +75,9 @@ class Inheritance:
             fresh = region_fd is None
             try:
                 own_fd = (
-                    new_region(programs.regions_fd, index) if region_fd is None else os.dup(region_fd)
+                    new_region(programs.regions_fd, index)
+                    if region_fd is None
+                    else os.dup(region_fd)
                 )
             except (LoadError, PrivilegeError) as refused:
                 members.quit_index(programs.register_fd, index)

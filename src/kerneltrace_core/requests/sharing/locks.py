@@ -9,21 +9,22 @@ import errno
 import fcntl
 import os
 import time
+from pathlib import Path
 
 __all__ = ["open_folder", "same_folder", "try_lock", "wait_for_lock"]
 
 PAUSE_SECONDS = 0.002
 
 
-def open_folder(path: str) -> int:
+def open_folder(path: Path) -> int:
     """Return a descriptor of a folder, of no symbolic link to one."""
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
-def same_folder(fd: int, path: str) -> bool:
+def same_folder(fd: int, path: Path) -> bool:
     """Tell whether a path is still the folder that the descriptor is of."""
     try:
-        found = os.stat(path, follow_symlinks=False)
+        found = path.lstat()
     except OSError:
         return False
     opened = os.fstat(fd)

@@ -57,7 +57,7 @@ class Offer:
 
     @classmethod
     def of_answer(cls, answer: dict[str, Any], descriptors: int) -> Offer:
-        """Read an answer. Raises the broker's reason: PoolFullError, KernelTraceError; FormatError."""
+        """Read an answer. Raises PoolFullError, KernelTraceError (its reason), FormatError."""
         if answer.get("ok") is not True:
             kind = PoolFullError if answer.get("again") is True else KernelTraceError
             raise kind(f"join by socket: {answer.get('error', 'refused')}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import subprocess
+from pathlib import Path
 
 __all__ = ["start_watcher"]
 
@@ -21,7 +22,7 @@ flock --exclusive "$1/alive" sh -c '{REMOVE}' kerneltrace-pins "$1" "$2" &
 """
 
 
-def start_watcher(folder: str, inode: int) -> bool:
+def start_watcher(folder: Path, inode: int) -> bool:
     """Start it, detached from this process; False where its tools (sh, flock, stat) are missing.
 
     Blocks for some milliseconds. It is idle, has no descriptor of this process's and no privilege
@@ -32,7 +33,7 @@ def start_watcher(folder: str, inode: int) -> bool:
     try:
         # The shell ends at once, so that the watcher is nobody's child here.
         subprocess.run(
-            ["sh", "-c", SCRIPT, "kerneltrace-pins", folder, str(inode)],
+            ["sh", "-c", SCRIPT, "kerneltrace-pins", str(folder), str(inode)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -48,7 +48,9 @@ def open_side(options: TracerOptions) -> KernelSide:
         if first is None:
             raise
         # Whoever was to join has no privilege on purpose: that it lacks some is not the cause.
-        raise KernelTraceError(f"{'; '.join(refused)}; and for a copy of its own: {error}") from first
+        raise KernelTraceError(
+            f"{'; '.join(refused)}; and for a copy of its own: {error}"
+        ) from first
     _tell_own(refused)
     return side
 
@@ -66,7 +68,8 @@ def _ways(options: TracerOptions, timed: bool) -> list[Way]:
     if inheritance is not None:
         ways.append(inheritance.join)
     if options.share == "pins" or is_one_of_several():
-        from kerneltrace_core.requests.sharing.pins import BPFFS, join_pinned, usable
+        from kerneltrace_core.requests.sharing.folders import BPFFS
+        from kerneltrace_core.requests.sharing.pins import join_pinned, usable
 
         if usable():
             ways.append(lambda: join_pinned(options.probes, timed=timed))
