@@ -58,7 +58,7 @@ def pin(fd: int, path: str) -> None:
 
 def open_pinned(path: str) -> int:
     """Open a BPF object by its name in bpffs. Raises LoadError, PrivilegeError."""
-    return _checked(f"open {path}", lib.bpf_obj_get(path.encode()))
+    return _checked(f"open {path}", lib.kt_pinned_open(path.encode(), 0))
 
 
 def zero(address: int, size: int) -> None:

@@ -1,0 +1,319 @@
+"""Programs shared by pins: the first pins, the last unpins, and death in any form is cleaned up."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.bpf_objects import held_objects, wait_until_gone
+from kerneltrace_core.kernel.support import Support
+from kerneltrace_core.requests.sharing.folders import remove_stale
+
+pytestmark = pytest.mark.kernel
+
+BPFFS = Path("/sys/fs/bpf")
+GROUPS = ("sched", "syscalls")
+GONE_SECONDS = 20
+
+# A member that tells what it found, and lives until its standard input ends.
+MEMBER = """
+import json, os, struct, sys, time
+sys.path[:0] = json.loads(os.environ["PATHS"])
+from pathlib import Path
+from kerneltrace_core.errors import KernelTraceError
+from kerneltrace_core.requests import layout
+from kerneltrace_core.requests.sharing import abi, folders, pins
+if os.environ.get("ANOTHER_ABI"):
+    pins.abi_hash = lambda *more: "another" + os.environ["ANOTHER_ABI"]
+pins.WAIT_SECONDS = float(os.environ.get("WAIT", "20"))
+CALL = layout.SLOTS_OFFSET + 8 * (layout.CALL + layout.CALL_INDEX["getppid"] * layout.CALL_WORDS)
+begin = time.monotonic()
+try:
+    side = pins.join_pinned(("sched", "syscalls"), timed=True)
+except (KernelTraceError, OSError) as error:
+    print(json.dumps({"error": str(error), "took": time.monotonic() - begin}), flush=True)
+    sys.exit()
+side.register(0)
+for _ in range(100):
+    os.getppid()
+side.leave()
+count = struct.unpack_from("Q", side.memory, CALL)[0]
+found = {"index": side.process, "count": count, "groups": side.plan.groups}
+print(json.dumps(found), flush=True)
+sys.stdin.read()
+side.close()
+"""
+
+
+def bpffs() -> Support:
+    """Tell whether pins can be made here."""
+    mounted = os.path.ismount(BPFFS) and os.access(BPFFS, os.W_OK)
+    return Support.yes() if mounted else Support.no("no bpffs to write to")
+
+
+@pytest.fixture(autouse=True)
+def _pins(require: Any) -> None:
+    require("bpffs", probe=bpffs)
+
+
+def folders() -> set[Path]:
+    return set(BPFFS.glob(f"kerneltrace-{os.geteuid()}-*"))
+
+
+def wait_until_unpinned(before: set[Path]) -> None:
+    deadline = time.monotonic() + GONE_SECONDS
+    while left := folders() - before:
+        assert time.monotonic() < deadline, [list(folder.iterdir()) for folder in left]
+        time.sleep(0.02)
+
+
+class Member:
+    """A process that is a member, until it is told to go or killed."""
+
+    def __init__(self, **variables: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", MEMBER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PATHS": json.dumps(sys.path), **variables},
+            text=True,
+        )
+        self.pid = self.process.pid
+
+    def told(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def go(self) -> None:
+        self.process.communicate(timeout=30)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate(timeout=30)
+
+
+@contextmanager
+def members(count: int, **variables: str) -> Iterator[list[Member]]:
+    found = [Member(**variables) for _ in range(count)]
+    try:
+        yield found
+    finally:
+        for member in found:
+            member.kill()
+
+
+@pytest.fixture
+def before() -> set[Path]:
+    """Return the folders that are there already, once those of the dead have gone."""
+    remove_stale()
+    return folders()
+
+
+def test_members_that_start_at_once_share_one_side_and_the_last_one_unpins(
+    before: set[Path],
+) -> None:
+    with members(5) as all_of_them:
+        told = [member.told() for member in all_of_them]
+        objects = held_objects(member.pid for member in all_of_them)
+        made = folders() - before
+        for member in all_of_them[:-1]:
+            member.go()
+        kept = folders() - before
+        all_of_them[-1].go()
+        left = folders() - before
+
+    assert sorted(found["index"] for found in told) == list(range(5))
+    assert {found["count"] for found in told} == {100}
+    assert len([number for kind, number in objects if kind == "link_id"]) < 16
+    assert len(made) == len(kept) == 1
+    assert left == set()
+    wait_until_gone(objects)
+
+
+def test_pins_are_for_their_user_alone(before: set[Path]) -> None:
+    with members(1) as (member,):
+        member.told()
+        (folder,) = folders() - before
+        modes = {entry.name: entry.stat().st_mode & 0o777 for entry in folder.iterdir()}
+        mode = folder.stat().st_mode & 0o777
+
+    assert mode == modes.pop("alive") == 0o700
+    assert set(modes.values()) == {0o600}
+    wait_until_unpinned(before)
+
+
+@pytest.mark.parametrize("victims", ["first", "all"])
+def test_killed_members_leave_nothing_when_the_last_is_gone(
+    victims: str, before: set[Path]
+) -> None:
+    with members(1) as (first,):
+        first.told()
+        with members(2) as others:
+            found = [other.told()["count"] for other in others]
+            objects = held_objects(each.pid for each in (first, *others))
+            first.kill()
+            with members(1) as (late,):
+                assert late.told()["count"] == 100
+                late.kill()
+            for other in others:
+                if victims == "all":
+                    other.kill()
+                else:
+                    other.go()
+
+    assert found == [100, 100]
+    wait_until_unpinned(before)
+    wait_until_gone(objects)
+
+
+def test_the_next_start_removes_what_was_left_by_those_whose_watcher_was_killed_too(
+    before: set[Path],
+) -> None:
+    with members(1, PATH="/nowhere", ANOTHER_ABI="1") as (unwatched,):
+        assert unwatched.told()["count"] == 100
+        objects = held_objects([unwatched.pid])
+        (stale,) = folders() - before
+        unwatched.kill()
+        assert stale.exists()
+
+        with members(1) as (fresh,):
+            fresh.told()
+            assert not stale.exists()
+            fresh.go()
+
+    wait_until_unpinned(before)
+    wait_until_gone(objects)
+
+
+def test_a_start_takes_over_what_is_whole_though_nobody_lives_in_it(before: set[Path]) -> None:
+    with members(1, PATH="/nowhere") as (unwatched,):
+        unwatched.told()
+        unwatched.kill()
+    with members(1, PATH="/nowhere") as (again,):
+        assert again.told()["count"] == 100
+        again.go()
+
+    assert folders() - before == set()
+
+
+@pytest.mark.parametrize("left", ["empty", "half"])
+def test_a_folder_whose_maker_died_while_pinning_is_made_anew(
+    left: str, before: set[Path]
+) -> None:
+    with members(1, PATH="/nowhere") as (unlucky,):
+        unlucky.told()
+        (folder,) = folders() - before
+        unlucky.kill()
+    (folder / "register").unlink()
+    if left == "empty":
+        for entry in folder.iterdir():
+            if entry.name == "alive":
+                entry.rmdir()
+            else:
+                entry.unlink()
+
+    with members(2) as both:
+        assert [member.told()["count"] for member in both] == [100, 100]
+        for member in both:
+            member.go()
+
+    wait_until_unpinned(before)
+
+
+def test_another_version_runs_beside_a_running_old_one(before: set[Path]) -> None:
+    with members(2, ANOTHER_ABI="2") as old, members(2) as new:
+        told = [member.told() for member in (*old, *new)]
+        assert len(folders() - before) == 2
+        for member in new:
+            member.go()
+        assert len(folders() - before) == 1
+        with members(1, ANOTHER_ABI="2") as (more,):
+            assert more.told() == {**told[0], "index": 2}
+            more.go()
+        for member in old:
+            member.go()
+
+    assert [found["count"] for found in told] == [100] * 4
+    assert sorted(found["index"] for found in told) == [0, 0, 1, 1]
+    assert folders() - before == set()
+
+
+def test_who_hangs_with_the_lock_is_not_waited_for_long(before: set[Path]) -> None:
+    with members(1) as (member,):
+        member.told()
+        (folder,) = folders() - before
+        held = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            with members(1, WAIT="0.5") as (late,):
+                found = late.told()
+        finally:
+            os.close(held)
+        member.go()
+
+    assert "was locked by another process for 0.5 seconds" in found["error"]
+    assert found["took"] < 10
+    wait_until_unpinned(before)
+
+
+def test_a_member_that_is_stopped_keeps_nobody_from_joining(before: set[Path]) -> None:
+    with members(1) as (stopped,):
+        stopped.told()
+        os.kill(stopped.pid, signal.SIGSTOP)
+        with members(1) as (other,):
+            found = other.told()
+            other.go()
+        os.kill(stopped.pid, signal.SIGCONT)
+        stopped.go()
+
+    assert found["count"] == 100
+    assert folders() - before == set()
+
+
+def test_a_folder_that_others_can_write_to_is_not_trusted(before: set[Path]) -> None:
+    with members(1) as (member,):
+        member.told()
+        (folder,) = folders() - before
+        folder.chmod(0o777)
+        with members(1) as (other,):
+            found = other.told()
+        folder.chmod(0o700)
+        member.go()
+
+    assert "mode 777, and not this user's own" in found["error"]
+    wait_until_unpinned(before)
+
+
+def test_a_symbolic_link_is_not_followed(before: set[Path], tmp_path: Path) -> None:
+    name = textwrap.dedent(
+        """
+        from kerneltrace_core.requests.sharing.abi import abi_hash
+        print(abi_hash(("sched", "syscalls"), True))
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", name], capture_output=True, text=True, check=True)
+    path = BPFFS / f"kerneltrace-{os.geteuid()}-{done.stdout.strip()}"
+    path.symlink_to(tmp_path)
+    try:
+        with members(1) as (member,):
+            found = member.told()
+    finally:
+        path.unlink()
+
+    assert "error" in found
+    assert list(tmp_path.iterdir()) == []
+    assert folders() - before == set()
