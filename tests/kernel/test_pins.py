@@ -211,9 +211,7 @@ def test_a_start_takes_over_what_is_whole_though_nobody_lives_in_it(before: set[
 
 
 @pytest.mark.parametrize("left", ["empty", "half"])
-def test_a_folder_whose_maker_died_while_pinning_is_made_anew(
-    left: str, before: set[Path]
-) -> None:
+def test_a_folder_whose_maker_died_while_pinning_is_made_anew(left: str, before: set[Path]) -> None:
     with members(1, PATH="/nowhere") as (unlucky,):
         unlucky.told()
         (folder,) = folders() - before
