@@ -63,6 +63,8 @@ def same_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(examination, "tracefs_fact", lambda: Support.yes("/sys/kernel/tracing"))
     monkeypatch.setattr(examination, "memlock_fact", lambda: Support.yes("8 MiB, hard 8 MiB"))
     monkeypatch.setattr(examination, "procfs_fact", Support.yes)
+    monkeypatch.setattr(examination, "kernel_side_fact", lambda: Support.yes("own copy"))
+    monkeypatch.setattr(examination, "pins_fact", lambda: Support.yes("none"))
 
 
 def diagnose(

@@ -87,7 +87,10 @@ static volatile int dropping_done;
 static void drop_here(int signal_number)
 {
 	int saved = errno;
-	int result = kt_capabilities_drop();
+	int result;
+
+	kt_capabilities_bar();
+	result = kt_capabilities_drop();
 
 	(void)signal_number;
 	if (result)

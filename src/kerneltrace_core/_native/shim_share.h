@@ -26,7 +26,7 @@ void kt_capabilities_bar(void);
 int kt_capabilities_drop(void);
 
 /*
- * The same for every thread of the process. Each does it itself, in a handler of a signal that
+ * Both of it for every thread of the process. Each does it itself, in a handler of a signal that
  * nobody uses. 0; -EBUSY if every such signal is used; -ETIMEDOUT if a thread did not get to it
  * in time (it then still has its capabilities); or -errno.
  */

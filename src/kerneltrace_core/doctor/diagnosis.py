@@ -53,10 +53,14 @@ class Diagnosis:
     groups: tuple[Finding, ...]
     needs: tuple[Finding, ...]
     information: tuple[Finding, ...]
+    # A process that starts here joins what others have loaded: nothing of the above is its need.
+    joins: bool = False
 
     @property
     def verdict(self) -> Verdict:
         """Yes: all works. No: something is missing. Unknown: could not tell."""
+        if self.joins:
+            return Verdict.YES
         return worst(finding.support for finding in self.groups + self.needs).verdict
 
     @property

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from kerneltrace_core.doctor.diagnosis import Backend, Diagnosis, Finding, System
 from kerneltrace_core.doctor.groups import ProbeGroup, probe_groups, remedy_for
+from kerneltrace_core.doctor.sharing import joins_by_socket, kernel_side_fact, pins_fact
 from kerneltrace_core.doctor.surroundings import (
     capabilities_fact,
     extension_fact,
@@ -31,7 +32,12 @@ __all__ = ["choose_backend", "examine", "examine_group", "read_btf"]
 
 REGION_BYTES = layout.SLOTS_OFFSET + layout.SLOTS * layout.SLOT_BYTES
 
-OVERRIDES = ("KERNELTRACE_ENABLED", "KERNELTRACE_BACKEND", "KERNELTRACE_PROBES")
+OVERRIDES = (
+    "KERNELTRACE_ENABLED",
+    "KERNELTRACE_BACKEND",
+    "KERNELTRACE_PROBES",
+    "KERNELTRACE_SHARE",
+)
 
 
 def examine(probes: FeatureProbes | None = None, *, btf_path: str = btf.VMLINUX) -> Diagnosis:
@@ -63,10 +69,15 @@ def examine(probes: FeatureProbes | None = None, *, btf_path: str = btf.VMLINUX)
         Finding("seccomp", seccomp_fact(probes.privileges)),
         Finding("memlock limit", memlock_fact()),
         Finding("procfs backend", procfs_fact()),
+        Finding("kernel side", kernel_side_fact()),
+        Finding("pins", pins_fact()),
     )
+    joins = joins_by_socket()
+    backend = choose_backend(groups, needs)
     return Diagnosis(
         system=_system(probes.privileges),
-        backend=choose_backend(groups, needs),
+        backend=Backend("bpf", True, "joined by socket") if joins else backend,
+        joins=joins,
         groups=groups,
         needs=needs,
         information=information,

@@ -25,7 +25,13 @@ SOCKETS = ("sock_send_length", "sock_recv_length")
 GROUPS = (
     ProbeGroup(
         "sched",
-        ("sched_switch", "sched_waking", "sched_process_exec", "sched_process_fork"),
+        (
+            "sched_switch",
+            "sched_waking",
+            "sched_process_exec",
+            "sched_process_exit",
+            "sched_process_fork",
+        ),
     ),
     ProbeGroup(
         "syscalls",

@@ -1,0 +1,463 @@
+"""How a tracer comes by the programs: seen in its health and in the log, and exact in each way."""
+
+from __future__ import annotations
+
+import json
+import os
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker_scripts import BEGIN
+from harness.interpreters import AS_NOBODY, an_open_interpreter, open_interpreter, shared_path
+from harness.tiers import Require
+from kerneltrace_core.kernel.support import Support
+from traced import run_python
+
+pytestmark = pytest.mark.kernel
+
+TRACER = """
+import asyncio, json, logging, multiprocessing, os, signal, subprocess, sys, threading, time
+from kerneltrace_core.requests import RequestTracer, TracerOptions
+from kerneltrace_core.requests.preload import preload, reserve
+from traced import calls_of, count_in_worker, in_thread, on_loop
+
+class Lines(logging.Handler):
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+    def emit(self, record):
+        self.lines.append([record.levelname, record.getMessage()])
+
+LINES = Lines()
+logging.getLogger("kerneltrace").addHandler(LINES)
+logging.getLogger("kerneltrace").setLevel(logging.INFO)
+
+def start(**options):
+    tracer = RequestTracer.shared(TracerOptions(**{"backend": "bpf", "required": True, **options}))
+    tracer.start()
+    return tracer
+
+def call(times):
+    for _ in range(times):
+        os.getppid()
+
+def count(stats):
+    return calls_of(stats).get("getppid", 0)
+
+def told(level):
+    return [line for each, line in LINES.lines if each == level]
+
+def in_child(work):
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.write(writer, json.dumps(work()).encode())
+        except BaseException as error:
+            os.write(writer, json.dumps(repr(error)).encode())
+        os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as said:
+        answer = json.loads(said.read())
+    os.waitpid(child, 0)
+    return answer
+
+def traced_child():
+    tracer = start()
+    found = [count(on_loop(tracer, lambda: call(7))), count(in_thread(tracer, lambda: call(8)))]
+    joined = tracer.health()["kernel_side"]
+    tracer.stop()
+    return [*found, joined["joined"]]
+
+def links():
+    found = 0
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found += "bpf_link" in os.readlink("/proc/self/fd/" + name)
+        except OSError:
+            pass
+    return found
+
+def tell(**found):
+    print(json.dumps(found))
+"""
+
+
+def bpffs() -> Support:
+    mounted = os.path.ismount("/sys/fs/bpf") and os.access("/sys/fs/bpf", os.W_OK)
+    return Support.yes() if mounted else Support.no("no bpffs to write to")
+
+
+def run(script: str, **options: Any) -> dict[str, Any]:
+    """Run a script in a process of its own; return what it tells."""
+    found: dict[str, Any] = json.loads(
+        run_python(TRACER + textwrap.dedent(script), **options).splitlines()[-1]
+    )
+    return found
+
+
+def test_a_process_alone_has_its_own_copy_and_says_what_that_costs() -> None:
+    found = run(
+        """
+        tracer = start()
+        side = tracer.health()["kernel_side"]
+        tell(side=side, count=count(on_loop(tracer, lambda: call(9))), warned=told("WARNING"),
+             cost=[line for line in told("INFO") if "its own copy" in line])
+        """
+    )
+
+    assert (found["side"], found["count"]) == ({"joined": "own", "index": 0}, 9)
+    assert found["warned"] == []
+    assert len(found["cost"]) == 1
+    assert "slower" in found["cost"][0]
+
+
+def test_pins_on_demand_are_shared_by_unrelated_processes(require: Require) -> None:
+    require("bpffs", probe=bpffs)
+
+    found = run(
+        """
+        tracer = start(share="pins")
+        other = "\\n".join((
+            "from kerneltrace_core.requests import RequestTracer, TracerOptions",
+            "tracer = RequestTracer(TracerOptions(required=True, share='pins'))",
+            "tracer.start()",
+            "print(tracer.health()['kernel_side']['index'])",
+            "tracer.stop()",
+        ))
+        mine = tracer.health()["kernel_side"]
+        done = subprocess.run([sys.executable, "-c", other], capture_output=True, text=True)
+        stats = on_loop(tracer, lambda: call(9))
+        tracer.stop()
+        left = [name for name in os.listdir("/sys/fs/bpf") if name.startswith("kerneltrace-")]
+        tell(mine=mine, theirs=done.stdout + done.stderr, count=count(stats))
+        """
+    )
+
+    assert found == {"mine": {"joined": "pins", "index": 0}, "theirs": "1\n", "count": 9}
+
+
+def test_forked_children_join_what_was_preloaded_and_hold_one_region_each() -> None:
+    found = run(
+        """
+        assert preload(2)
+        loaded = links()
+        children = [in_child(traced_child) for _ in range(3)]
+
+        def descriptors():
+            tracer = start()
+            return len(os.listdir("/proc/self/fd"))
+
+        tell(loaded=loaded, children=children, held=in_child(descriptors), mine=links())
+        """
+    )
+
+    assert found["loaded"] == found["mine"] > 5
+    assert found["children"] == [[7, 8, "inherited"]] * 3
+    assert found["held"] < 40
+
+
+def test_more_children_at_once_than_were_expected_make_room_for_themselves() -> None:
+    found = run(
+        """
+        assert preload(1)
+
+        def stays(start_next):
+            tracer = start()
+            first = count(on_loop(tracer, lambda: call(5)))
+            return [first, tracer.health()["kernel_side"]["index"], start_next()]
+
+        nested = in_child(lambda: stays(lambda: None))
+        pipes = [os.pipe() for _ in range(4)]
+        go = os.pipe()
+        children = []
+        for reader, writer in pipes:
+            child = os.fork()
+            if not child:
+                os.close(go[1])
+                os.write(writer, json.dumps(stays(lambda: None)[:2]).encode())
+                os.read(go[0], 1)
+                os._exit(0)
+            children.append(child)
+        told_by = [json.loads(os.read(reader, 100)) for reader, _ in pipes]
+        os.close(go[1])
+        for child in children:
+            os.waitpid(child, 0)
+        tell(nested=nested, counts=[each[0] for each in told_by],
+             indexes=len({each[1] for each in told_by}))
+        """
+    )
+
+    assert found == {"nested": [5, 0, None], "counts": [5] * 4, "indexes": 4}
+
+
+def test_a_child_without_privilege_beyond_the_pool_says_so_and_goes_on(require: Require) -> None:
+    require("capability:cap_setuid")
+
+    found = run(
+        """
+        # While the library can be read.
+        import kerneltrace_core.kernel.privileges, kerneltrace_core.requests.procfs
+        import kerneltrace_core.requests.shadow, kerneltrace_core.requests.sharing.pins
+        assert preload(1)
+
+        def unprivileged():
+            os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
+            tracer = start(required=False)
+            return [tracer.backend, told("WARNING")]
+
+        def holds():
+            tracer = start()
+            return [count(on_loop(tracer, lambda: call(3))), in_child(unprivileged)]
+
+        joined = in_child(unprivileged)
+        tell(joined=joined, full=in_child(holds))
+        """
+    )
+
+    assert found["joined"] == ["bpf", []]
+    assert isinstance(found["full"][1], list), found
+    count, (backend, lines) = found["full"]
+    # What it forked after it had joined inherits nothing more, and is told what it lacks.
+    assert (count, backend, len(lines)) == (3, "procfs", 1)
+    assert "CAP_BPF" in lines[0]
+
+
+def test_room_is_made_ahead_for_children_that_have_no_privilege(require: Require) -> None:
+    require("capability:cap_setuid")
+
+    found = run(
+        """
+        assert preload(1)
+        go = os.pipe()
+
+        def unprivileged():
+            os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
+            return start().health()["kernel_side"]
+
+        sides = []
+        children = []
+        for _ in range(3):
+            reserve(1)
+            reader, writer = os.pipe()
+            child = os.fork()
+            if not child:
+                os.close(go[1])
+                os.write(writer, json.dumps(unprivileged()).encode())
+                os.read(go[0], 1)
+                os._exit(0)
+            children.append(child)
+            sides.append(json.loads(os.read(reader, 200)))
+        os.close(go[1])
+        for child in children:
+            os.waitpid(child, 0)
+        tell(joined={side["joined"] for side in sides}.pop(), indexes=[s["index"] for s in sides])
+        """
+    )
+
+    assert found == {"joined": "inherited", "indexes": [0, 1, 2]}
+
+
+@pytest.mark.parametrize("way", ["inherited", "pins"])
+def test_what_a_member_forks_in_the_middle_of_a_request_changes_nothing_of_it(
+    way: str, require: Require
+) -> None:
+    require("bpffs", probe=bpffs)
+
+    found = run(
+        f"""
+        WAY = {way!r}
+        if WAY == "inherited":
+            preload(3)
+        options = {{"share": "pins"}} if WAY == "pins" else {{}}
+
+        def member():
+            tracer = start(**options)
+
+            def work():
+                call(5)
+                child = os.fork()
+                if not child:
+                    call(300)
+                    threads = [threading.Thread(target=call, args=(300,)) for _ in range(3)]
+                    [thread.start() for thread in threads]
+                    [thread.join() for thread in threads]
+                    os._exit(0)
+                os.waitpid(child, 0)
+                subprocess.run([sys.executable, "-S", "-c", "import os; os.getppid()"], check=True)
+                with multiprocessing.get_context("fork").Pool(1) as pool:
+                    told = pool.map(count_in_worker, [10, 20], chunksize=1)
+                    pool.close()
+                    pool.join()
+                assert told == [10, 20], told
+                call(6)
+
+            stats = on_loop(tracer, work)
+            after = on_loop(tracer, lambda: call(3))
+            late = count(tracer.late())
+            joined = tracer.health()["kernel_side"]["joined"]
+            tracer.stop()
+            return [count(stats), stats.forks, stats.execs, count(after), late, joined]
+
+        tell(member=in_child(member))
+        """
+    )
+
+    assert found["member"] == [11, 3, 1, 3, 0, way]
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_workers_of_multiprocessing_share_one_side(method: str, require: Require) -> None:
+    require("bpffs", probe=bpffs)
+
+    found = run(
+        f"""
+        with multiprocessing.get_context({method!r}).Pool(3) as pool:
+            counts = pool.map(count_in_worker, range(10, 40, 5), chunksize=1)
+            folders = [n for n in os.listdir("/sys/fs/bpf") if n.startswith("kerneltrace-")]
+            pool.close()
+            pool.join()
+        tell(counts=counts, folders=len(folders) >= 1)
+        """
+    )
+
+    assert found == {"counts": list(range(10, 40, 5)), "folders": True}
+
+
+def test_a_process_whose_socket_does_not_answer_takes_the_next_way_with_one_warning() -> None:
+    found = run(
+        """
+        os.environ["KERNELTRACE_SOCKET"] = "/nowhere/socket"
+        tracer = start()
+        tell(side=tracer.health()["kernel_side"], warned=told("WARNING"))
+        """
+    )
+
+    assert found["side"]["joined"] == "own"
+    assert len(found["warned"]) == 1
+    assert "No such file" in found["warned"][0]
+    assert "its own copy" in found["warned"][0]
+
+
+def test_a_tracer_that_stops_and_starts_under_run_stays_exact() -> None:
+    outer = """
+        import sys
+        from kerneltrace_core.cli.__main__ import main
+        main(["run", "--required", "--processes", "1", "--", sys.executable, "-c", sys.argv[1]])
+    """
+    inner = TRACER + textwrap.dedent(
+        """
+        found = []
+        for number in range(5):
+            tracer = start()
+            found.append(count(on_loop(tracer, lambda: call(10 + number))))
+            side = tracer.health()["kernel_side"]
+            tracer.stop()
+        tell(found=found, side=side)
+        """
+    )
+
+    found = json.loads(run_python(outer, inner).splitlines()[-1])
+
+    assert found == {"found": [10, 11, 12, 13, 14], "side": {"joined": "socket", "index": 0}}
+
+
+# ---- capabilities given up -----------------------------------------------------------------------
+
+
+def test_capabilities_are_given_up_in_every_thread_once_tracing_runs() -> None:
+    found = run(
+        """
+        def held(thread):
+            with open(f"/proc/self/task/{thread}/status") as status:
+                lines = [line.split() for line in status]
+            return sum(int(line[1], 16) for line in lines if line and line[0][:3] == "Cap")
+
+        stop = threading.Event()
+        threads = [threading.Thread(target=stop.wait) for _ in range(8)]
+        [thread.start() for thread in threads]
+        sleeper = threading.Thread(target=time.sleep, args=(1.0,))
+        sleeper.start()
+        tracer = start(drop_capabilities=True)
+        left = [held(thread) for thread in os.listdir("/proc/self/task")]
+        counts = [count(serve(tracer, lambda: call(9))) for serve in (on_loop, in_thread)]
+        stop.set()
+        tracer.stop()
+        sleeper.join()
+        again = start(required=False)
+        tell(left=left, counts=counts, again=again.backend, warned=len(told("WARNING")))
+        """
+    )
+
+    assert len(found["left"]) >= 10
+    assert set(found["left"]) == {0}
+    assert found["counts"] == [9, 9]
+    # What was given up is gone: it says so, and does what is possible without.
+    assert (found["again"], found["warned"]) == ("procfs", 1)
+
+
+def test_a_thread_that_blocks_all_signals_is_told_of_and_not_waited_for() -> None:
+    found = run(
+        """
+        stop = threading.Event()
+
+        def deaf():
+            signal.pthread_sigmask(signal.SIG_SETMASK, range(1, signal.NSIG))
+            stop.wait()
+
+        thread = threading.Thread(target=deaf)
+        thread.start()
+        time.sleep(0.1)
+        begin = time.monotonic()
+        tracer = start(required=False, drop_capabilities=True)
+        took = time.monotonic() - begin
+        counted = count(on_loop(tracer, lambda: call(9)))
+        stop.set()
+        thread.join()
+        tell(soon=took < 20, counted=counted, warned=told("WARNING"))
+        """
+    )
+
+    assert (found["soon"], found["counted"]) == (True, 9)
+    assert len(found["warned"]) == 1
+    assert "does it block all signals?" in found["warned"][0]
+
+
+def test_two_capabilities_are_enough_and_are_given_up(require: Require) -> None:
+    require("an interpreter for uid 65534", probe=an_open_interpreter)
+    two = "+bpf,+perfmon"
+    script = TRACER + textwrap.dedent(
+        """
+        tracer = start(drop_capabilities=True)
+        tell(count=count(on_loop(tracer, lambda: call(9))), uid=os.getuid(),
+             status=tracer.health()["status"])
+        """
+    )
+    import subprocess
+
+    done = subprocess.run(
+        [
+            *AS_NOBODY,
+            f"--inh-caps={two}",
+            f"--ambient-caps={two}",
+            f"--bounding-set=-all,{two}",
+            str(open_interpreter()),
+            "-c",
+            script,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+        env={"PYTHONPATH": f"{shared_path()}{os.pathsep}{Path(__file__).parents[1]}"},
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"count": 9, "uid": 65534, "status": "ok"}
+
+
+def test_the_scripts_of_the_broker_are_whole() -> None:
+    compile(BEGIN, "BEGIN", "exec")
