@@ -107,7 +107,8 @@ def _places(identity: Identity) -> Iterator[str]:
             yield users
         yield "/run"
     # Where the helper can remove its own folder though it is another user by then.
-    yield tempfile.gettempdir()
+    with suppress(OSError):  # a read-only root has none
+        yield tempfile.gettempdir()
 
 
 def _fork_away(

@@ -1,0 +1,246 @@
+"""In namespaces, read-only roots, control groups, seccomp filters: exact, or told why not."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.tiers import Require
+from kerneltrace_core.kernel.support import Support
+from traced import run_python
+
+pytestmark = pytest.mark.kernel
+
+SCRIPT = """
+import json, logging, os, sys
+from kerneltrace_core.requests import RequestTracer, TracerOptions
+from traced import calls_of, in_thread, on_loop
+
+lines = []
+handler = logging.Handler()
+handler.emit = lambda record: lines.append(record.getMessage())
+handler.setLevel(logging.WARNING)
+logging.getLogger("kerneltrace").addHandler(handler)
+tracer = RequestTracer.shared(TracerOptions())
+tracer.start()
+
+def call():
+    for _ in range(40):
+        os.getppid()
+
+counts = [calls_of(serve(tracer, call)).get("getppid") for serve in (on_loop, in_thread)]
+health = tracer.health()
+tracer.stop()
+print(json.dumps({
+    "pid": os.getpid(), "backend": health["backend"], "counts": counts, "warned": lines,
+    "joined": health["kernel_side"].get("joined"),
+}))
+"""
+UNDER_RUN = """
+import sys
+from kerneltrace_core.cli.__main__ import main
+sys.exit(main(["run", "--required", "--processes", "2", "--", sys.executable, "-c", sys.argv[1]]))
+"""
+EXACT = {"backend": "bpf", "counts": [40, 40], "warned": []}
+
+# The root and what is mounted below it cannot be written to; there is no bpffs and no tracefs.
+READ_ONLY = """
+mount --make-rprivate / || exit 1
+mount -t tmpfs -o ro none /sys/fs/bpf
+mount -t tmpfs -o ro none /sys/kernel/tracing 2>/dev/null
+for folder in /tmp /run /dev/shm /var/tmp; do
+    mount --bind $folder $folder && mount -o remount,bind,ro $folder
+done
+mount --bind / / ; mount -o remount,bind,ro /
+exec "$@"
+"""
+NAMESPACES = {
+    "pid": ("unshare", "--pid", "--fork", "--mount-proc", "--"),
+    "net": ("unshare", "--net", "--"),
+    "ipc and uts": ("unshare", "--ipc", "--uts", "--"),
+    "cgroup": ("unshare", "--cgroup", "--"),
+    "read-only": ("unshare", "--mount", "--", "sh", "-c", READ_ONLY, "sh"),
+    "all": (
+        *("unshare", "--pid", "--fork", "--mount-proc", "--net", "--ipc", "--uts", "--cgroup"),
+        *("--mount", "--", "sh", "-c", READ_ONLY, "sh"),
+    ),
+}
+
+
+def can(*prefix: str) -> Support:
+    """Tell whether a program runs behind a command."""
+    if os.geteuid() != 0 or shutil.which(prefix[0]) is None:
+        return Support.no(f"needs root and {prefix[0]}")
+    done = subprocess.run([*prefix, "true"], capture_output=True, text=True, check=False)
+    last = (done.stderr.strip() or "?").splitlines()[-1]
+    return Support.no(last) if done.returncode else Support.yes()
+
+
+def traced(*before: str, script: str = SCRIPT, arguments: tuple[str, ...] = ()) -> dict[str, Any]:
+    environment = {n: t for n, t in os.environ.items() if not n.startswith("KERNELTRACE_S")}
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"
+    said = run_python(script, *arguments, before=before, env=environment)
+    found: dict[str, Any] = json.loads(said.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize("name", NAMESPACES)
+def test_numbers_are_exact_inside_a_namespace(name: str, require: Require) -> None:
+    require(f"namespace {name}", probe=lambda: can(*NAMESPACES[name]))
+
+    found = traced(*NAMESPACES[name])
+
+    assert {key: found[key] for key in EXACT} == EXACT
+    assert (found["pid"] == 1) == (name in ("pid", "all"))
+
+
+@pytest.mark.parametrize("name", ["pid", "read-only", "all"])
+def test_a_container_whose_entry_point_is_run_needs_no_capability_in_the_server(
+    name: str, require: Require
+) -> None:
+    require(f"namespace {name}", probe=lambda: can(*NAMESPACES[name]))
+
+    found = traced(*NAMESPACES[name], script=UNDER_RUN, arguments=(SCRIPT,))
+
+    assert {key: found[key] for key in EXACT} == EXACT
+    assert found["joined"] == "socket"
+
+
+def test_a_user_namespace_is_named_as_the_cause(require: Require) -> None:
+    prefix = ("unshare", "--user", "--map-root-user", "--")
+    require("a user namespace", probe=lambda: can(*prefix))
+
+    found = traced(*prefix)
+
+    assert found["backend"] == "procfs"
+    assert len(found["warned"]) == 1
+    assert "of a user namespace and do not count" in found["warned"][0]
+
+
+# ---- control groups ------------------------------------------------------------------------------
+
+CGROUPS = {
+    "v2": ("/sys/fs/cgroup/unified", "/sys/fs/cgroup"),
+    "v1": ("/sys/fs/cgroup/memory", "/sys/fs/cgroup/cpu", "/sys/fs/cgroup/systemd"),
+}
+
+
+def hierarchy(version: str) -> Path | None:
+    for candidate in map(Path, CGROUPS[version]):
+        if (candidate / "cgroup.procs").exists():
+            unified = (candidate / "cgroup.controllers").exists()
+            if unified == (version == "v2"):
+                return candidate
+    return None
+
+
+@pytest.fixture
+def cgroup(request: pytest.FixtureRequest, require: Require) -> Iterator[Path]:
+    """Make a control group of the version asked for."""
+    root = hierarchy(request.param)
+
+    def probe() -> Support:
+        if root is None or not os.access(root, os.W_OK):
+            return Support.no(f"no cgroup {request.param} hierarchy to write to")
+        return Support.yes()
+
+    require(f"cgroup {request.param}", probe=probe)
+    assert root is not None
+    folder = root / f"kerneltrace-test-{os.getpid()}"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        folder.rmdir()
+
+
+@pytest.mark.parametrize("cgroup", ["v1", "v2"], indirect=True)
+def test_numbers_are_exact_in_a_control_group(cgroup: Path) -> None:
+    join = f'echo $$ > {cgroup}/cgroup.procs && exec "$@"'
+
+    found = traced("sh", "-c", join, "sh")
+
+    assert {key: found[key] for key in EXACT} == EXACT
+
+
+# ---- seccomp -------------------------------------------------------------------------------------
+
+# What Docker's default profile denies unless capabilities are added, by its documentation. bpf and
+# perf_event_open come back with CAP_BPF and CAP_PERFMON.
+DENIED = """
+acct add_key clock_adjtime clock_settime create_module delete_module finit_module get_kernel_syms
+get_mempolicy init_module ioperm iopl io_uring_enter io_uring_register io_uring_setup kcmp
+kexec_file_load kexec_load keyctl lookup_dcookie mbind mount move_pages name_to_handle_at nfsservctl
+open_by_handle_at pivot_root process_vm_readv process_vm_writev ptrace query_module quotactl reboot
+request_key set_mempolicy setns settimeofday swapon swapoff sysfs umount2 unshare uselib userfaultfd
+ustat
+"""
+FILTER = """
+import ctypes, errno, os, sys
+library = ctypes.CDLL("libseccomp.so.2")
+library.seccomp_init.restype = ctypes.c_void_p
+library.seccomp_init.argtypes = [ctypes.c_uint32]
+library.seccomp_rule_add_array.argtypes = [
+    ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p
+]
+library.seccomp_load.argtypes = [ctypes.c_void_p]
+ALLOW, ERRNO = 0x7FFF0000, 0x00050000
+rules = library.seccomp_init(ALLOW)
+for name in sys.argv[1].split():
+    number = library.seccomp_syscall_resolve_name(name.encode())
+    if number >= 0:
+        assert library.seccomp_rule_add_array(rules, ERRNO | errno.EPERM, number, 0, None) == 0
+assert library.seccomp_load(rules) == 0
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def libseccomp() -> Support:
+    import ctypes
+
+    try:
+        ctypes.CDLL("libseccomp.so.2")
+    except OSError as error:
+        return Support.no(str(error))
+    return Support.yes()
+
+
+def filtered(denied: str) -> tuple[str, ...]:
+    import sys
+
+    return (sys.executable, "-c", textwrap.dedent(FILTER), denied)
+
+
+def test_dockers_default_filter_with_both_capabilities_added_changes_nothing(
+    require: Require,
+) -> None:
+    require("libseccomp", probe=libseccomp)
+
+    assert {**traced(*filtered(DENIED)), "pid": 0} == {**EXACT, "joined": "own", "pid": 0}
+
+
+def test_dockers_default_filter_without_them_is_suspected(require: Require) -> None:
+    require("libseccomp", probe=libseccomp)
+
+    found = traced(*filtered(DENIED + " bpf perf_event_open"))
+
+    assert found["backend"] == "procfs"
+    assert len(found["warned"]) == 1
+    assert "a seccomp filter is on" in found["warned"][0]
+
+
+def test_run_works_under_dockers_default_filter(require: Require) -> None:
+    require("libseccomp", probe=libseccomp)
+
+    found = traced(*filtered(DENIED), script=UNDER_RUN, arguments=(SCRIPT,))
+
+    assert {key: found[key] for key in EXACT} == EXACT
+    assert found["joined"] == "socket"
