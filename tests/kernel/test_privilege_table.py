@@ -1,0 +1,129 @@
+"""The table of docs/privileges.md: each feature tried with capabilities removed one by one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from harness.interpreters import AS_NOBODY, an_open_interpreter, open_interpreter, shared_path
+from harness.tiers import Require
+from kerneltrace_core.kernel.capabilities import read_capabilities
+
+pytestmark = [pytest.mark.kernel, pytest.mark.deadline(300)]
+
+TESTS = Path(__file__).parents[1]
+PAGE = TESTS.parent / "docs" / "privileges.md"
+BEGIN = "<!-- begin: made by tests/kernel/test_privilege_table.py -->\n"
+END = "<!-- end -->\n"
+
+# The mightiest first: what can be done without it is not said to need it.
+CAPABILITIES = ("sys_admin", "net_admin", "sys_resource", "sys_ptrace", "syslog", "perfmon", "bpf")
+
+GROUP = """
+from kerneltrace_core.requests.kernel_side import KernelSide
+side = KernelSide.open(("{group}",))
+assert "{group}" in side.plan.groups
+side.register(0)
+side.leave()
+side.close()
+"""
+PINS = """
+from kerneltrace_core.requests.sharing.pins import join_pinned, usable
+assert usable()
+join_pinned(("sched",), timed=True).close()
+"""
+PRELOAD = """
+from kerneltrace_core.requests.preload import preload
+assert preload(2, required=True)
+"""
+PROCFS = """
+from kerneltrace_core.requests import RequestTracer, TracerOptions
+tracer = RequestTracer(TracerOptions(backend="procfs", required=True))
+tracer.start()
+assert tracer.backend == "procfs"
+tracer.stop()
+"""
+RUN = """
+import subprocess, sys
+subprocess.run([sys.executable, "-m", "kerneltrace_core.cli", "run", "--required", "--", "true"],
+               check=True)
+"""
+# As root first, which then becomes uid 65534 with the capabilities of the row.
+JOIN = """
+import os
+from kerneltrace_core.requests.sharing.handed import join_handed
+side = join_handed(os.environ["KERNELTRACE_SOCKET"])
+side.register(0)
+side.leave()
+side.close()
+"""
+FEATURES = {
+    "group `sched` (always loaded)": GROUP.format(group="sched"),
+    "group `syscalls`": GROUP.format(group="syscalls"),
+    "group `block`": GROUP.format(group="block"),
+    "group `net`": GROUP.format(group="net"),
+    "group `faults`": GROUP.format(group="faults"),
+    "share by pins": PINS,
+    "`kerneltrace run`, gunicorn's master: load for others": RUN,
+    "`preload`: load for children": PRELOAD,
+    "a worker that joins what was loaded for it": JOIN,
+    '`backend="procfs"`': PROCFS,
+}
+
+
+def works(script: str, capabilities: list[str]) -> bool:
+    """Tell whether a script ends well as uid 65534 with these capabilities."""
+    given = ",".join(f"+{name}" for name in capabilities) or "-all"
+    python = str(open_interpreter())
+    if script == JOIN:
+        start: tuple[str, ...] = (
+            *(python, "-m", "kerneltrace_core.cli", "run", "--required", "--user", "nobody", "--"),
+            *(python, "-c", script),
+        )
+        if capabilities:
+            return True  # it has none in any case
+    else:
+        start = (
+            *(*AS_NOBODY, f"--inh-caps=-all,{given}", f"--bounding-set=-all,{given}"),
+            *((f"--ambient-caps=-all,{given}",) if capabilities else ()),
+            *(python, "-c", script),
+        )
+    done = subprocess.run(
+        start, capture_output=True, check=False, cwd="/", env={"PYTHONPATH": shared_path()}
+    )
+    return done.returncode == 0
+
+
+def needed(script: str) -> list[str]:
+    """Return capabilities of which none can be left out."""
+    own = read_capabilities().permitted
+    held = [name for name in CAPABILITIES if f"cap_{name}" in own]
+    assert works(script, held), "not even with all of them"
+    for name in tuple(held):
+        without = [other for other in held if other != name]
+        if works(script, without):
+            held = without
+    return sorted(held)
+
+
+def test_the_table_says_what_each_feature_needs_and_no_more(require: Require) -> None:
+    require("capability:cap_setuid", "an interpreter for uid 65534", probe=an_open_interpreter)
+    require("tracepoint:page_fault_user")
+
+    rows = {feature: needed(script) for feature, script in FEATURES.items()}
+
+    table = ["| feature | capabilities that it needs |", "|---|---|"]
+    for feature, names in rows.items():
+        told = ", ".join(f"`CAP_{name.upper()}`" for name in names) or "none"
+        table.append(f"| {feature} | {told} |")
+    made = "\n".join(table) + "\n"
+    page = PAGE.read_text()
+    before, rest = page.split(BEGIN)
+    recorded, after = rest.split(END)
+    if os.environ.get("KERNELTRACE_RECORD"):
+        PAGE.write_text(before + BEGIN + made + END + after)
+        return
+    assert made == recorded
