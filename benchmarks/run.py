@@ -27,6 +27,7 @@ NAMES = (
     "request_in_process",
     "syscall",
     "switch",
+    "joined",
     "boot",
     "server",
     "django_server",

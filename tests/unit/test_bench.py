@@ -18,6 +18,7 @@ NAMES = (
     "request_in_process",
     "syscall",
     "switch",
+    "joined",
     "boot",
     "server",
     "django_server",

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 from kerneltrace_core._native import lib, sharing
 from kerneltrace_core.bpf.object import BpfObject, builtin_object
-from kerneltrace_core.errors import LoadError, UnsupportedError
+from kerneltrace_core.errors import LoadError, PrivilegeError, UnsupportedError
 from kerneltrace_core.requests import layout
 from kerneltrace_core.requests.plan import (
     EVERY_TRACEPOINT,
@@ -75,11 +75,13 @@ class LoadedPrograms:
         hoped = plan_programs(groups, timed, EVERY_TRACEPOINT)
         try:
             return cls._load(hoped, regions, btf_path)
-        except LoadError as refused:
+        # A tracepoint that vmlinux lacks is searched for in the modules' types, for which libbpf
+        # needs CAP_SYS_ADMIN: without it the answer is EPERM.
+        except (LoadError, PrivilegeError) as refused:
             possible = plan_programs(groups, timed, tracepoint_arguments(btf_path))
             if possible == hoped:
                 raise
-            logger.info("request probes: %s; loading without", refused.message)
+            logger.info("request probes: %s; loading without", str(refused).partition("\n")[0])
             return cls._load(possible, regions, btf_path)
 
     @classmethod
