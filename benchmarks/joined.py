@@ -1,4 +1,4 @@
-"""What a system call costs with 1 to 32 traced processes: joined to one side, or a copy for each."""
+"""What a system call costs with 1 to 32 traced processes: one side, or a copy for each."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _joined(size: Size, samples: Samples) -> Iterator[Callable[[int], None]]:
 
 @contextmanager
 def _private(size: Size) -> Iterator[Callable[[int], None]]:
-    """The same with a copy of the programs for each process."""
+    """Yield the same, with a copy of the programs for each process."""
     children = Children()
 
     def start() -> None:

@@ -45,8 +45,8 @@ def open_side(options: TracerOptions) -> KernelSide:
     try:
         side = KernelSide.open(options.probes, timed=timed)
     except PrivilegeError as error:
-        if first is None:
-            raise
+        if first is None or isinstance(first, PrivilegeError):
+            raise  # it is one cause for all
         # Whoever was to join has no privilege on purpose: that it lacks some is not the cause.
         raise KernelTraceError(
             f"{'; '.join(refused)}; and for a copy of its own: {error}"
