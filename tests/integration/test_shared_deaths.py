@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
+from harness.bpf_objects import descendants, held_objects, wait_until_gone
 from integration.served.servers import GUNICORN, Kind, started
 from integration.shared.killing import survive
-from integration.shared.kinds import CONF, RUN, SITE
+from integration.shared.kinds import CONF, RUN, SITE, UVICORN
+from integration.shared.kinds import WORKERS as SERVERS
+from integration.shared.traffic import Traffic, rows, wait_until_traced
 
 pytestmark = pytest.mark.integration
 
+BPFFS = Path("/sys/fs/bpf")
 # `make test-deaths` asks for 500.
 KILLS = int(os.environ.get("KERNELTRACE_TEST_KILLS", "40"))
 WORKERS = 4
@@ -25,3 +31,81 @@ def test_random_kills_under_load_leave_the_survivors_exact_and_nothing_behind(
 ) -> None:
     with started(KIND, open_tmp_path, ready="/health", before=before) as server:
         survive(server, KILLS, WORKERS, seed=len(before))
+
+
+@pytest.mark.parametrize("before", [(), RUN], ids=["pins", "handed over"])
+def test_workers_that_are_replaced_after_some_requests_stay_exact(
+    before: tuple[str, ...], open_tmp_path: Path
+) -> None:
+    recycling = Kind("uvicorn", f"{UVICORN} --workers 2 --limit-max-requests 25 {SITE}", 2)
+
+    with started(recycling, open_tmp_path, ready="/health", before=before) as server:
+        wait_until_traced(server, 2)
+        traffic = Traffic(server, 7)
+        for _ in range(120):
+            traffic.one()
+        healths = wait_until_traced(server, 2)
+
+    counted = rows(open_tmp_path, "counted")
+    assert [row for row in counted if row["counted"] not in (None, row["done"])] == []
+    assert len({row["pid"] for row in rows(open_tmp_path, "begun")}) > 3
+    assert [health for health in healths.values() if health["backend"] == "bpf"]
+
+
+@pytest.mark.parametrize("way", ["inherited", "pins", "socket"])
+def test_all_killed_at_once_leave_nothing(way: str, open_tmp_path: Path) -> None:
+    name = "uvicorn --workers" if way == "pins" else "gunicorn"
+    pins = set(BPFFS.glob("kerneltrace-*"))
+
+    with started(
+        SERVERS[name][0], open_tmp_path, ready="/health", before=RUN if way == "socket" else ()
+    ) as server:
+        healths = wait_until_traced(server, SERVERS[name][0].workers)
+        processes = descendants(server.process.pid)
+        objects = held_objects(processes)
+        os.killpg(server.process.pid, signal.SIGKILL)
+        server.process.wait(20)
+
+    assert {health["kernel_side"]["joined"] for health in healths.values()} == {way}
+    assert len(processes) > 2
+    wait_until_gone(objects)
+    deadline = time.monotonic() + 20
+    while set(BPFFS.glob("kerneltrace-*")) - pins:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("before", [(), RUN], ids=["inherited", "handed over"])
+def test_a_master_that_is_upgraded_in_place_leaves_the_old_one_and_joins_anew(
+    before: tuple[str, ...], open_tmp_path: Path
+) -> None:
+    pidfile = open_tmp_path / "pid"
+    arguments = f"{GUNICORN} {CONF} --workers 2 --pid {pidfile} {SITE}"
+    kind = Kind("integration.shared.upgraded.gunicorn_main", arguments, 2)
+
+    with started(kind, open_tmp_path, ready="/health", before=before) as server:
+        old = wait_until_traced(server, 2)
+        objects = held_objects(descendants(server.process.pid))
+        os.kill(server.process.pid, signal.SIGUSR2)
+        deadline = time.monotonic() + 40
+        while not (second := pidfile.with_name("pid.2")).exists() or not second.read_text():
+            assert time.monotonic() < deadline, server.said()
+            time.sleep(0.05)
+        new_master = int(second.read_text())
+        os.kill(server.process.pid, signal.SIGQUIT)
+        server.process.wait(30)
+        try:
+            new = wait_until_traced(server, 2)
+            objects |= held_objects(descendants(new_master))
+            traffic = Traffic(server, 9)
+            for _ in range(20):
+                traffic.one()
+        finally:
+            os.kill(new_master, signal.SIGTERM)
+
+    assert traffic.failed == {}
+    joined = {health["kernel_side"]["joined"] for health in (*old.values(), *new.values())}
+    assert joined == ({"socket"} if before else {"inherited"})
+    counted = rows(open_tmp_path, "counted")
+    assert [row for row in counted if row["counted"] not in (None, row["done"])] == []
+    wait_until_gone(objects)
