@@ -38,7 +38,7 @@ logging.getLogger("kerneltrace").setLevel(logging.INFO)
 
 import uvicorn
 from kerneltrace_asgi import KernelTraceMiddleware
-from kerneltrace_core.requests import RequestTracer, kernel_side
+from kerneltrace_core.requests import RequestTracer, programs
 
 options = eval(sys.argv[1])
 zero = os.open("/dev/zero", os.O_RDONLY)
@@ -217,8 +217,8 @@ def test_with_a_corrupt_object_the_warning_says_what_is_wrong(
 ) -> None:
     require("thread_registration")
     prepare = f"""
-whole = kernel_side.builtin_object("requests")
-kernel_side.builtin_object = lambda name: {data}
+whole = programs.builtin_object("requests")
+programs.builtin_object = lambda name: {data}
 """
 
     found = serve(prepare=prepare)
