@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import secrets
@@ -9,6 +10,7 @@ import shutil
 import signal
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -36,6 +38,9 @@ IGNORED = (
     signal.SIGTTOU,
 )
 LONGEST_PATH = 100  # of 107 bytes
+PREFIX = "kerneltrace-"
+# Between its bind and its listen a socket looks like one that nobody listens at.
+STARTING_SECONDS = 5.0
 FAILED = 1
 
 
@@ -66,8 +71,9 @@ def start_helper(options: TracerOptions, identity: Identity, regions: int) -> st
 def _listen(identity: Identity) -> tuple[str | None, str, socket.socket]:
     """Bind in a folder that only the user can enter, or in the abstract namespace."""
     for place in _places(identity):
+        _remove_orphans(Path(place))
         try:
-            folder = tempfile.mkdtemp(prefix="kerneltrace-", dir=place)
+            folder = tempfile.mkdtemp(prefix=PREFIX, dir=place)
         except OSError:
             continue
         path = f"{folder}/socket"
@@ -92,6 +98,20 @@ def _listen(identity: Identity) -> tuple[str | None, str, socket.socket]:
     listening.bind(address_of(address))
     listening.listen(BACKLOG)
     return None, address, listening
+
+
+def _remove_orphans(place: Path) -> None:
+    """Remove what helpers left that were killed: sockets at which nobody listens any more."""
+    for folder in place.glob(f"{PREFIX}*"):
+        path = folder / "socket"
+        with suppress(OSError), _socket() as probe:
+            found = folder.lstat()
+            young = time.time() - found.st_mtime < STARTING_SECONDS
+            if young or found.st_uid != os.geteuid() or not path.is_socket():
+                continue
+            probe.setblocking(False)
+            if probe.connect_ex(str(path)) == errno.ECONNREFUSED:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _socket() -> socket.socket:
