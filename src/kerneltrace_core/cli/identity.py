@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import grp
 import os
 import pwd
 from dataclasses import dataclass
@@ -55,8 +54,3 @@ class Identity:
             if environment and self.name:
                 os.environ.update(HOME=self.home, USER=self.name, LOGNAME=self.name)
         sharing.drop_capabilities()
-
-    def describe(self) -> str:
-        """Name the user for a message."""
-        group = grp.getgrgid(self.gid).gr_name if self.name else str(self.gid)
-        return f"{self.name or self.uid}:{group}"

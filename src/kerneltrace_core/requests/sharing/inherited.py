@@ -10,7 +10,6 @@ from kerneltrace_core._native.sharing import PROCESSES
 from kerneltrace_core.errors import KernelTraceError, LoadError, PrivilegeError
 from kerneltrace_core.requests import members
 from kerneltrace_core.requests.kernel_side import KernelSide
-from kerneltrace_core.requests.plan import Plan
 from kerneltrace_core.requests.programs import LoadedPrograms, new_region
 from kerneltrace_core.requests.sharing.held import HeldLinks
 
@@ -34,20 +33,9 @@ class Inheritance:
         self._pid = os.getpid()
 
     @property
-    def plan(self) -> Plan:
-        """What is loaded."""
-        return self._programs.plan
-
-    @property
     def mine(self) -> bool:
         """Whether this is the process that loaded, not a child of it."""
         return self._pid == os.getpid()
-
-    def counts(self) -> tuple[int, int]:
-        """Return how many live members and how many regions there are."""
-        found = members.read_members(self._programs.members_fd, range(PROCESSES))
-        live = sum(member.state is members.State.LIVE for member in found.values())
-        return live, len(self._programs.region_fds)
 
     def reserve(self, spare: int) -> None:
         """Have so many regions free, in the master; blocks for 20 ms when some have to be made.
