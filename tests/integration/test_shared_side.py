@@ -88,3 +88,27 @@ def test_workers_without_any_capability_join_what_was_handed_over(
     assert {health["kernel_side"]["joined"] for health in healths.values()} == {"socket"}
     assert objects
     wait_until_gone(objects)
+
+
+@pytest.mark.parametrize("way", ["pins", "socket"])
+def test_a_reload_of_the_application_finds_the_kernel_side_again(
+    way: str, open_tmp_path: Path
+) -> None:
+    kind, _ = WORKERS["uvicorn --reload"]
+    watched = open_tmp_path / "watched.py"
+    watched.write_text("VERSION = 1\n")
+    before = our_pins()
+
+    with started(
+        kind, open_tmp_path, ready="/health", before=RUN if way == "socket" else ()
+    ) as server:
+        old = wait_until_traced(server, 1)
+        watched.write_text("VERSION = 2\n")
+        os.utime(watched, (time.time() + 5, time.time() + 5))
+        server.wait_for_another_worker("/health", next(iter(old)))
+        new = wait_until_traced(server, 1)
+        check_truth(server, Traffic(server, 3), 10)
+
+    assert set(old).isdisjoint(new)
+    assert {health["kernel_side"]["joined"] for health in (*old.values(), *new.values())} == {way}
+    wait_until_unpinned(before)
