@@ -27,7 +27,7 @@ export PIP_ROOT_USER_ACTION := ignore
 PIP_INSTALL := -m pip install -qq
 
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-django serve test soak test-unit test-other-pythons test-tiers test-kernel \
+.PHONY: help demo demo-django serve test soak test-deaths test-unit test-other-pythons test-tiers test-kernel \
 	test-integration test-sanitized test-fresh test-python test-kernels coverage lint lint-native format bench build doctor \
 	bpf-objects deps deps-build clean
 
