@@ -231,11 +231,12 @@ def test_threads_of_a_member_that_left_are_charged_to_nobody_who_comes_after() -
     found = run(
         """
         import threading
-        go, done = threading.Event(), threading.Event()
+        go, done, ready = threading.Event(), threading.Event(), threading.Event()
         side = handed.join_handed(ADDRESS)
 
         def stays():
             side.register(0)
+            ready.set()
             go.wait()
             for _ in range(500):
                 os.getppid()
@@ -243,7 +244,7 @@ def test_threads_of_a_member_that_left_are_charged_to_nobody_who_comes_after() -
 
         thread = threading.Thread(target=stays)
         thread.start()
-        time.sleep(0.1)
+        ready.wait()
         members.quit_index(side._register_fd, side.process)
         next_side = handed.join_handed(ADDRESS)
         go.set()
