@@ -43,7 +43,7 @@ PUBLIC = {
     "kerneltrace_asgi": "KernelTraceMiddleware kerneltrace_lifespan",
 }
 # Their parts are imported one by one.
-WITHOUT = {"_native", "bpf", "doctor", "events", "exporters", "kernel", "session"}
+WITHOUT = {"_native", "bpf", "cli", "doctor", "events", "exporters", "kernel", "session"}
 
 
 @pytest.mark.parametrize("package", PUBLIC)
