@@ -55,7 +55,7 @@ def test_workers_that_are_replaced_after_some_requests_stay_exact(
 @pytest.mark.parametrize("way", ["inherited", "pins", "socket"])
 def test_all_killed_at_once_leave_nothing(way: str, open_tmp_path: Path) -> None:
     name = "uvicorn --workers" if way == "pins" else "gunicorn"
-    pins = set(BPFFS.glob("kerneltrace-*"))
+    pins = set(BPFFS.glob(f"kerneltrace-{os.geteuid()}-*"))
 
     with started(
         SERVERS[name][0], open_tmp_path, ready="/health", before=RUN if way == "socket" else ()
@@ -70,7 +70,7 @@ def test_all_killed_at_once_leave_nothing(way: str, open_tmp_path: Path) -> None
     assert len(processes) > 2
     wait_until_gone(objects)
     deadline = time.monotonic() + 20
-    while set(BPFFS.glob("kerneltrace-*")) - pins:
+    while set(BPFFS.glob(f"kerneltrace-{os.geteuid()}-*")) - pins:
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
