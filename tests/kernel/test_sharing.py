@@ -200,6 +200,7 @@ def test_a_child_without_privilege_beyond_the_pool_says_so_and_goes_on(require: 
     found = run(
         """
         # While the library can be read.
+        import gzip, platform
         import kerneltrace_core.kernel.privileges, kerneltrace_core.requests.procfs
         import kerneltrace_core.requests.shadow, kerneltrace_core.requests.sharing.pins
         assert preload(1)
