@@ -50,3 +50,14 @@ def test_a_rejected_program_says_where_and_why(
     assert len(lines) <= 8
     # Registers are how the verifier thinks; they are in .log alone.
     assert not any("R10=fp" in line for line in lines)
+
+
+def test_a_missing_license_is_named_with_the_line_that_gives_it() -> None:
+    data = compile_object("unlicensed").read_bytes()
+    with BpfObject(data, "unlicensed") as opened:
+        with pytest.raises(LoadError) as caught:
+            opened.load()
+        error = explain_load(opened, caught.value)
+
+    first = str(error).splitlines()[0]
+    assert first.endswith('(say what it may call: char LICENSE[] SEC("license") = "Dual MIT/GPL")')

@@ -80,6 +80,9 @@ def explain_load(opened: BpfObject, error: LoadError | PrivilegeError) -> Kernel
             told = f"{act}: ESRCH: {target}: {cause.text}{remedy}"
             return LoadError(told, errno=error.errno, log=error.log)
     told = error.message.rpartition(": ")[2]
+    if any("GPL-restricted function" in line for line in error.log):
+        # kernel/bpf/verifier.c; what the object's section "license" says decides.
+        told += ' (say what it may call: char LICENSE[] SEC("license") = "Dual MIT/GPL")'
     return LoadError(f"{act}: {told}", errno=error.errno, log=error.log)
 
 
