@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Coroutine
+from functools import partial
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
@@ -14,19 +15,16 @@ from kerneltrace_asgi.route import route_of
 from kerneltrace_asgi.websocket import Connection
 from kerneltrace_core.exporters.report import RequestReport
 from kerneltrace_core.exporters.server_timing import server_timing
-from kerneltrace_core.requests import KernelStats, current, request_here, resolve
+from kerneltrace_core.requests import Exchange, KernelStats, current, request_here, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from contextvars import Token
 
-    from kerneltrace_core.requests import Record, RequestTracer
+    from kerneltrace_core.requests import RequestTracer
 
 __all__ = ["KernelTraceMiddleware"]
 
 OFF = KernelStats.off()
-# What may carry the end of a response; the other two are extensions for sending files.
-BODIES = frozenset(("http.response.body", "http.response.pathsend", "http.response.zerocopysend"))
 
 
 class KernelTraceMiddleware:
@@ -83,6 +81,8 @@ class KernelTraceMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one scope."""
+        # Every request runs through this. Calling is what costs in Python, more than in a loop
+        # of nothing else once a server's own code lies between: so little is called.
         kind = scope["type"]
         # The key decides what is the same request: contexts go stale on kept connections.
         if (kind != "http" and kind != "websocket") or KEY in scope:
@@ -107,53 +107,54 @@ class KernelTraceMiddleware:
             await self.app(scope, receive, send)
             return
         connection: Connection | None = None
-        status_code: int | None = None
-        error_type: str | None = None
         if kind == "http":
-            timed = self._timing is not None and self._timing(scope)
-
-            # Not async: no coroutine more for each message than the server's own.
-            def traced_send(message: Message) -> Awaitable[None]:
-                nonlocal status_code
-                kind = message["type"]
-                if kind == "http.response.start":
-                    status_code = message["status"]
-                    if timed:
-                        message = _with_server_timing(message, stats)
-                elif kind in BODIES and not message.get("more_body"):
-                    return _send_last(send, message, stats)
-                return send(message)
+            timing = self._timing
+            timed = timing is not None and timing(scope)
+            exchange = Exchange(stats, send, partial(_with_server_timing, stats) if timed else None)
+            send = exchange.send
         else:
             connection = Connection(scope, stats, self._report, receive, send)
-            receive, traced_send = connection.receive, connection.send
+            receive, send = connection.receive, connection.send
+        failed: BaseException | None = None
         token = current.set(record)
         try:
-            await record.step(_coroutine(self.app(scope, receive, traced_send)))
+            serving = self.app(scope, receive, send)
+            # Nearly always a coroutine; ASGI promises no more than something to await.
+            await record.step(serving if type(serving) is CoroutineType else _coroutine(serving))
         except BaseException as error:
-            error_type = type(error).__name__
-            # Whoever is outside answers an error that got here; a cancellation nobody does.
-            if status_code is None and isinstance(error, Exception):
-                status_code = 500
+            failed = error
             raise
         finally:
-            _reset(token)
+            try:
+                current.reset(token)
+            except ValueError:  # another context: a server that resumes us elsewhere
+                current.set(None)
             if connection is not None:
                 connection.finish()
             tracer.finish(stats)
             if connection is not None:
-                connection.report(error_type)
+                connection.report(_name_of(failed))
             elif self._report.wanted():
-                self._report(
-                    scope,
-                    stats,
-                    {
-                        "method": scope.get("method"),
-                        "path": scope["path"],
-                        "route": route_of(scope),
-                        "status_code": status_code,
-                        "error_type": error_type,
-                    },
-                )
+                self._tell(scope, stats, exchange.status_code, failed)
+            failed = None  # a traceback that holds this frame
+
+    def _tell(
+        self, scope: Scope, stats: KernelStats, status_code: Any, failed: BaseException | None
+    ) -> None:
+        # Whoever is outside answers an error that got here; a cancellation nobody does.
+        if status_code is None and isinstance(failed, Exception):
+            status_code = 500
+        self._report(
+            scope,
+            stats,
+            {
+                "method": scope.get("method"),
+                "path": scope["path"],
+                "route": route_of(scope),
+                "status_code": status_code,
+                "error_type": _name_of(failed),
+            },
+        )
 
     async def _start(self) -> RequestTracer | None:
         """Return the tracer if it is ready, else have it started; wait only if it is required."""
@@ -191,34 +192,26 @@ async def _apart(tracer: RequestTracer, serving: Awaitable[None]) -> None:
     try:
         await stats.record.step(_coroutine(serving))
     finally:
-        _reset(token)
+        try:
+            current.reset(token)
+        except ValueError:
+            current.set(None)
         tracer.finish(stats)
 
 
 def _coroutine(serving: Awaitable[None]) -> Coroutine[Any, Any, None]:
-    # Nearly always one already; ASGI promises no more than something to await.
-    if type(serving) is CoroutineType or isinstance(serving, Coroutine):
-        return serving
-    return _await(serving)
+    return serving if isinstance(serving, Coroutine) else _await(serving)
 
 
 async def _await(awaitable: Awaitable[None]) -> None:
     await awaitable
 
 
-def _reset(token: Token[Record | None]) -> None:
-    try:
-        current.reset(token)
-    except ValueError:  # another context: a server that resumes us elsewhere
-        current.set(None)
+def _name_of(error: BaseException | None) -> str | None:
+    return None if error is None else type(error).__name__
 
 
-async def _send_last(send: Send, message: Message, stats: KernelStats) -> None:
-    await send(message)
-    stats.mark()
-
-
-def _with_server_timing(message: Message, stats: KernelStats) -> Message:
+def _with_server_timing(stats: KernelStats, message: Message) -> Message:
     value = server_timing(stats)
     if value is None:
         return message

@@ -35,7 +35,7 @@ PUBLIC = {
         stack_failure
         """,
     "kerneltrace_core.requests": """
-        CallStats IntegrationOptions KernelStats Record RequestTracer TracerOptions current
+        CallStats Exchange IntegrationOptions KernelStats Record RequestTracer TracerOptions current
         greenlet_library request_here resolve
         """,
     "kerneltrace_core.ring": "Drained ReaderProtocol Strided",

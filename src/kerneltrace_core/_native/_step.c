@@ -29,13 +29,16 @@
 #include "step/cells.h"
 #include "step/callbacks.h"
 #include "step/ledger.h"
+#include "step/blocks.h"
 #include "step/loop_wait.h"
 #include "step/borders.h"
 #include "step/threads.h"
+#include "step/readings.h"
 #include "step/resume.h"
 #include "step/steps.h"
 #include "step/records.h"
 #include "step/regions.h"
+#include "step/exchanges.h"
 
 static PyObject *owner_or_none(Record *owner)
 {
@@ -130,22 +133,49 @@ static PyTypeObject *add_type(PyObject *module, const char *name, PyType_Spec *s
 	return (PyTypeObject *)type;
 }
 
+/* Strings that are compared or looked up for each request, made once. */
+static bool intern_names(void)
+{
+	static const struct {
+		PyObject **name;
+		const char *text;
+	} names[] = {
+		{ &name_throw, "throw" },
+		{ &name_close, "close" },
+		{ &name_send, "send" },
+		{ &name_here, capsule_name },
+		{ &name_response, "response" },
+		{ &name_type, "type" },
+		{ &name_status, "status" },
+		{ &name_more_body, "more_body" },
+		{ &name_get, "get" },
+		{ &name_start, "http.response.start" },
+		{ &name_body, "http.response.body" },
+		{ &name_pathsend, "http.response.pathsend" },
+		{ &name_zerocopysend, "http.response.zerocopysend" },
+	};
+
+	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+		*names[i].name = PyUnicode_InternFromString(names[i].text);
+		if (!*names[i].name)
+			return false;
+	}
+	return true;
+}
+
 PyMODINIT_FUNC PyInit__step(void)
 {
 	PyObject *module = PyModule_Create(&module_def);
 	PyObject *abc = PyImport_ImportModule("collections.abc"), *coroutine = NULL, *done = NULL;
 
-	if (!module || !abc)
+	if (!module || !abc || !intern_names())
 		goto out;
-	name_throw = PyUnicode_InternFromString("throw");
-	name_close = PyUnicode_InternFromString("close");
-	name_send = PyUnicode_InternFromString("send");
-	name_here = PyUnicode_InternFromString(capsule_name);
 	region_type = add_type(module, "Region", &region_spec);
 	record_type = add_type(module, "Record", &record_spec);
 	step_type = add_type(module, "Step", &step_spec);
-	if (!name_throw || !name_close || !name_send || !name_here || !region_type ||
-	    !record_type || !step_type)
+	reading_type = add_type(module, "Reading", &reading_spec);
+	exchange_type = add_type(module, "Exchange", &exchange_spec);
+	if (!region_type || !record_type || !step_type || !reading_type || !exchange_type)
 		goto out;
 	coroutine = PyObject_GetAttrString(abc, "Coroutine");
 	if (coroutine)

@@ -116,6 +116,8 @@ class EventLog:
 
     def enabled(self, level: int) -> bool:
         """Say whether a record of ``level`` would be written; cheap enough for each request."""
+        if "structlog" not in sys.modules:
+            return self._logger.isEnabledFor(level)
         structlog = _structlog()
         if structlog is None:
             return self._logger.isEnabledFor(level)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from struct import Struct
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from kerneltrace_core.requests import layout
+from kerneltrace_core.requests.engine import Reading
 from kerneltrace_core.requests.measures import OFF, Measures
-
-if TYPE_CHECKING:
-    from kerneltrace_core.requests.pystep import Record
 
 __all__ = ["StatsBlock"]
 
@@ -29,22 +27,19 @@ _NOT_SUMMED = frozenset(
 )
 
 
-class StatsBlock:
-    """One request's counters and ledger, in the layout of a region's slot and a record's ledger."""
+class StatsBlock(Reading):
+    """One request's counters and ledger, in the layout of a region's slot and a record's ledger.
 
-    __slots__ = ("__weakref__", "_block", "_measures", "_phase", "_whole", "record")
+    Reading, in C, has what every request needs: ``record``, while that is open, ``mark``,
+    ``freeze`` and ``finish``.
+    """
 
-    def __init__(self, record: Record | None, measures: Measures = OFF) -> None:
-        self.record = record
-        self._measures = measures
-        self._block: bytes | None = None
-        self._whole: bytes | None = None
-        self._phase = "response"
+    __slots__ = ()
 
     @classmethod
     def off(cls: type[Self]) -> Self:
         """Return stats of a request that was not traced: every measure is None."""
-        stats = cls(None)
+        stats = cls(None, OFF)
         stats._block = _NO_BLOCK
         return stats
 
@@ -87,17 +82,6 @@ class StatsBlock:
         if self.record is None:
             return _NO_BLOCK
         return self.record.snapshot()
-
-    def mark(self) -> None:
-        """End the response phase now; later calls do nothing."""
-        if self._block is None and self.record is not None:
-            self._block = self.record.mark()
-
-    def freeze(self, whole: bytes) -> None:
-        """Take the final block; called by the tracer when the record is closed."""
-        self._whole = whole
-        if self._block is None:
-            self._block = whole
 
     @property
     def phase(self) -> str:

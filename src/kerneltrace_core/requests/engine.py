@@ -6,7 +6,18 @@ import os
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-__all__ = ["IMPLEMENTATION", "Record", "Region", "Step", "current", "pop", "push", "read_cell"]
+__all__ = [
+    "IMPLEMENTATION",
+    "Exchange",
+    "Reading",
+    "Record",
+    "Region",
+    "Step",
+    "current",
+    "pop",
+    "push",
+    "read_cell",
+]
 
 
 def _choose() -> tuple[str, ModuleType]:
@@ -28,6 +39,8 @@ IMPLEMENTATION, _chosen = _choose()
 if TYPE_CHECKING:
     # One name for both: the twin has the same API.
     from kerneltrace_core.requests.pystep import (
+        Exchange,
+        Reading,
         Record,
         Region,
         Step,
@@ -37,6 +50,8 @@ if TYPE_CHECKING:
         read_cell,
     )
 else:
+    Exchange = _chosen.Exchange
+    Reading = _chosen.Reading
     Record = _chosen.Record
     Region = _chosen.Region
     Step = _chosen.Step

@@ -6,7 +6,7 @@ import struct
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
-from kerneltrace_core.requests.layout import DISK_WRITES, NET_TX_BYTES
+from kerneltrace_core.requests.layout import DISK_READS, DISK_WRITES, NET_TX_BYTES, TCP_RETRANSMITS
 from kerneltrace_core.requests.pycoroutine import Step
 from kerneltrace_core.requests.pythreads import (
     OFF_NS,
@@ -198,8 +198,12 @@ class Record:
         if self._value:
             # Only then can the kernel still be adding to the slot.
             suspect = self._live or self._active or self._depth or self._helpers
-            if suspect or any(block[8 * NET_TX_BYTES : 8 * DISK_WRITES + 8]):
+            if suspect or any(block[8 * DISK_READS : 8 * DISK_WRITES + 8]):
                 self._region._give(self._value, block)
+            elif any(block[8 * NET_TX_BYTES : 8 * NET_TX_BYTES + 8]):
+                # And then to this word alone.
+                (sent,) = struct.unpack_from("<Q", block, 8 * TCP_RETRANSMITS)
+                self._region._give(self._value, None, sent)
             else:
                 self._region._give(self._value, None)
         self._closed = True

@@ -7,14 +7,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from kerneltrace_core.requests.layout import DISK_WRITES
+from kerneltrace_core.requests.layout import TCP_RETRANSMITS
 from kerneltrace_core.requests.pyrecord import Record
 from kerneltrace_core.requests.pythreads import THREAD_WORDS, Thread, Unraisable, this_thread
 
 __all__ = ["Region"]
 
 SLOT_FIRST = 2  # 0: unattributed, 1: late
-SLOT_WORDS_MIN = DISK_WRITES + 1
+SLOT_WORDS_MIN = TCP_RETRANSMITS + 1
 REST_SLOTS = 16  # closed slots that rest before one of them is used again
 U64 = (1 << 64) - 1
 
@@ -67,6 +67,8 @@ class Region:
         self._rest: deque[int] = deque()
         # By slot: its final block, or b"" if that was never read.
         self._copies: dict[int, bytes] = {}
+        # By slot: its retransmissions at the copy, where nothing else can come.
+        self._sent: dict[int, int] = {}
         self._late = [0] * (slot_bytes // 8)
         self._open = 0
         self._exhausted = 0
@@ -114,7 +116,7 @@ class Region:
         """Return what closed slots got after their copy."""
         sums = list(self._late)
         if not self._forgotten:
-            for slot in self._copies:
+            for slot in self._copies.keys() | self._sent.keys():
                 self._add_residual(slot, sums)
         return struct.pack(f"<{len(sums)}Q", *sums)
 
@@ -153,17 +155,19 @@ class Region:
             self._exhausted += 1
             return 0
         slot = self._rest.popleft()
-        if slot in self._copies:
-            self._add_residual(slot, self._late)
-            del self._copies[slot]
+        self._add_residual(slot, self._late)
+        self._copies.pop(slot, None)
+        self._sent.pop(slot, None)
         return slot
 
-    def _give(self, value: int, copy: bytes | None) -> None:
+    def _give(self, value: int, copy: bytes | None, sent: int | None = None) -> None:
         slot = value & 0xFFFFFFFF
         self._rest.append(slot)
         self._open -= 1
         if copy is not None:
             self._copies[slot] = copy
+        if sent is not None:
+            self._sent[slot] = sent
 
     def _retire(self, value: int) -> None:
         """Make the slot's generation fit no cell that is published now."""
@@ -171,9 +175,13 @@ class Region:
         words[0] = ((value >> 32) + 1) & 0xFFFFFFFF or 1
 
     def _add_residual(self, slot: int, sums: list[int]) -> None:
+        now = self._slot(slot)
+        if slot in self._sent:
+            sums[TCP_RETRANSMITS] += now[TCP_RETRANSMITS] - self._sent[slot]
+        if slot not in self._copies:
+            return
         copy = self._copies[slot] or bytes(self._slot_bytes)
         copied = memoryview(copy)[: self._slot_bytes].cast("Q")
-        now = self._slot(slot)
         if now[1:] == copied[1:]:
             return
         for word in range(1, len(sums)):

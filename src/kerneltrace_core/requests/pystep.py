@@ -2,17 +2,31 @@
 
 Unlike there, another thread may run in the middle of a border: a block that is read meanwhile
 from elsewhere can be off by that border. Final blocks are as exact as the extension's.
-The modules below follow its headers: threads (cells, borders), coroutine, record, region.
+The modules below follow its headers: threads (cells, borders), coroutine, reading, record,
+region, exchange.
 """
 
 from __future__ import annotations
 
 from kerneltrace_core.requests.pycoroutine import Step
+from kerneltrace_core.requests.pyexchange import Exchange
+from kerneltrace_core.requests.pyreading import Reading
 from kerneltrace_core.requests.pyrecord import Record
 from kerneltrace_core.requests.pyregion import Region
 from kerneltrace_core.requests.pythreads import CELL, this_thread
 
-__all__ = ["Record", "Region", "Step", "cell_address", "current", "pop", "push", "read_cell"]
+__all__ = [
+    "Exchange",
+    "Reading",
+    "Record",
+    "Region",
+    "Step",
+    "cell_address",
+    "current",
+    "pop",
+    "push",
+    "read_cell",
+]
 
 
 def push(record: Record | None) -> Record | None:

@@ -12,7 +12,7 @@ from typing import Any
 from kerneltrace_core.requests.context import current
 from kerneltrace_core.requests.engine import Step
 
-__all__ = ["LoopTasks", "running_loop"]
+__all__ = ["LoopTasks"]
 
 Factory = Callable[..., Any]
 MARK = "kerneltrace_chained"
@@ -20,23 +20,19 @@ MARK = "kerneltrace_chained"
 EAGER = getattr(asyncio, "eager_task_factory", None)
 
 
-_here = threading.local()
+# Until 3.11 get_running_loop() asks the kernel for the pid each time, and a traced system call
+# costs more than all the rest of what a request pays here. The loop that ran on this thread last
+# and is running is this thread's: a loop that moves to another thread while this one runs a
+# second loop is not known to exist.
+ASKS_FOR_PID = sys.version_info < (3, 12)
+_get_running_loop = asyncio.get_running_loop
 
 
-def _running_loop_without_getpid() -> asyncio.AbstractEventLoop:
-    # Until 3.11 get_running_loop() asks the kernel for the pid each time, and a traced system
-    # call costs more than all the rest of what a request pays here. The loop that ran on this
-    # thread last and is running is this thread's: a loop that moves to another thread while this
-    # one runs a second loop is not known to exist.
-    loop: asyncio.AbstractEventLoop | None = getattr(_here, "loop", None)
-    if loop is None or not loop.is_running():
-        loop = _here.loop = asyncio.get_running_loop()
-    return loop
+class _Here(threading.local):
+    loop: asyncio.AbstractEventLoop | None = None
 
 
-running_loop = (
-    asyncio.get_running_loop if sys.version_info >= (3, 12) else _running_loop_without_getpid
-)
+_here = _Here()
 
 
 def _wrap(coroutine: Any, context: Any) -> Any:
@@ -102,21 +98,37 @@ def chain(user: Factory | None) -> Factory:
 class LoopTasks:
     """Our task factory on each event loop that serves requests.
 
-    ``adopt`` is called at every request, on the loop's thread: a user may set a factory at any
-    time, and the next request chains to it. ``release`` gives every loop its own factory back.
+    ``adopt_running`` is called at every request, on the loop's thread: a user may set a factory at
+    any time, and the next request chains to it. ``release`` gives every loop its own factory back.
     """
 
     def __init__(self) -> None:
-        self._last: Factory | None = None
+        # Until there is one, something that no loop has: None means a loop's own way.
+        self._last: object = self
         self._loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
+
+    def adopt_running(self) -> bool:
+        """Adopt the loop that runs on this thread; False if none of asyncio's does."""
+        try:
+            if ASKS_FOR_PID:
+                loop = _here.loop
+                if loop is None or not loop.is_running():
+                    loop = _here.loop = _get_running_loop()
+            else:
+                loop = _get_running_loop()
+        except RuntimeError:
+            return False
+        if loop.get_task_factory() is not self._last:
+            self.adopt(loop)
+        return True
 
     def adopt(self, loop: asyncio.AbstractEventLoop) -> None:
         """Chain our factory to the loop's, if it is not there."""
         factory = loop.get_task_factory()
-        if factory is not None and (factory is self._last or hasattr(factory, MARK)):
+        if hasattr(factory, MARK):
             return
-        self._last = chain(factory)
-        loop.set_task_factory(self._last)
+        made = self._last = chain(factory)
+        loop.set_task_factory(made)
         self._loops.add(loop)
 
     def release(self) -> None:
@@ -126,4 +138,4 @@ class LoopTasks:
             if chained is not None:
                 loop.set_task_factory(chained[0])
         self._loops.clear()
-        self._last = None
+        self._last = self

@@ -17,7 +17,7 @@ from kerneltrace_core.requests.handover import Handover
 from kerneltrace_core.requests.measures import OFF, Measures
 from kerneltrace_core.requests.options import TracerOptions
 from kerneltrace_core.requests.stats import KernelStats
-from kerneltrace_core.requests.tasks import LoopTasks, running_loop
+from kerneltrace_core.requests.tasks import LoopTasks
 from kerneltrace_core.requests.threads import ThreadSeats
 from kerneltrace_core.requests.triosteps import TrioTasks
 
@@ -230,13 +230,8 @@ class RequestTracer:
 
         Called at each request, on the loop's thread; costs about 0.1 us when nothing changed.
         """
-        try:
-            loop = running_loop()
-        except RuntimeError:
-            if "trio" in sys.modules:
-                self._trio.adopt()
-            return
-        self._tasks.adopt(loop)
+        if not self._tasks.adopt_running() and "trio" in sys.modules:
+            self._trio.adopt()
 
     def open(
         self,
@@ -256,11 +251,7 @@ class RequestTracer:
 
     def finish(self, stats: KernelStats) -> None:
         """End a request; a second call does nothing."""
-        record = stats.record
-        if record is None:
-            return
-        stats.freeze(record.close())
-        stats.record = None
+        stats.finish()
 
     # ---- what belongs to no request ---------------------------------------------------
 

@@ -3,9 +3,7 @@
 #ifndef KT_STEP_RECORDS_H
 #define KT_STEP_RECORDS_H
 
-#include "callbacks.h"
-#include "clock.h"
-#include "ledger.h"
+#include "blocks.h"
 #include "slots.h"
 #include "steps.h"
 
@@ -26,39 +24,6 @@ static PyObject *new_record(Region *region)
 	return (PyObject *)r;
 }
 
-static PyObject *take_block(Record *r, bool final)
-{
-	Py_ssize_t size = r->region->slot_bytes;
-	struct ledger ledger;
-	PyObject *block;
-	char *bytes;
-
-	/* What a border would have told the sampler; it may even close the record. */
-	if (here && here->owner == r)
-		sample(here, clock_ns());
-	if (r->closed) {
-		PyErr_SetString(PyExc_ValueError, "read record: it was closed before");
-		return NULL;
-	}
-	block = PyBytes_FromStringAndSize(NULL, size + (Py_ssize_t)sizeof(ledger));
-	if (!block)
-		return NULL;
-	bytes = PyBytes_AsString(block);
-	if (r->value && r->region->memory) {
-		/* Before the copy: what follows is late. */
-		if (final)
-			retire_generation(r->region, r->value);
-		memcpy(bytes, slot_words(r->region, slot_of(r->value)), (size_t)size);
-	} else {
-		memset(bytes, 0, (size_t)size);
-	}
-	read_ledger(r, &ledger); /* after the copy: time contains the counters */
-	if (final)
-		ledger.detached = ledger.in_flight;
-	memcpy(bytes + size, &ledger, sizeof(ledger));
-	return block;
-}
-
 static PyObject *record_read(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
 	return take_block((Record *)self, false);
@@ -66,31 +31,12 @@ static PyObject *record_read(PyObject *self, PyObject *Py_UNUSED(ignored))
 
 static PyObject *record_close(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
-	Record *r = (Record *)self;
-	PyObject *block = take_block(r, true), *copy = NULL;
-	uint64_t *words;
-
-	if (!block)
-		return NULL;
-	if (r->value) {
-		words = (uint64_t *)PyBytes_AsString(block);
-		/* Only then can the kernel still be adding to the slot. */
-		if (r->region->memory &&
-		    (r->live || r->active || r->depth || r->ledger.threads || words[NET_TX_BYTES] ||
-		     words[DISK_READS] || words[DISK_WRITES])) {
-			Py_INCREF(block);
-			copy = block;
-		}
-		give_slot(r->region, r->value, copy);
-	}
-	r->closed = true;
-	r->value = 0;
-	return block;
+	return close_record((Record *)self);
 }
 
 static PyObject *record_step(PyObject *self, PyObject *coro)
 {
-	return new_step((Record *)self, coro);
+	return new_step((Record *)self, coro, NULL);
 }
 
 static int record_traverse(PyObject *self, visitproc visit, void *arg)
@@ -120,7 +66,7 @@ static void record_dealloc(PyObject *self)
 		if (r->region->memory)
 			retire_generation(r->region, r->value);
 		Py_INCREF(Py_None);
-		give_slot(r->region, r->value, Py_None);
+		give_slot(r->region, r->value, Py_None, 0);
 	}
 	record_clear(self);
 	PyMem_Free(r->helpers);

@@ -49,8 +49,7 @@ static PyObject *region_late(PyObject *self, PyObject *Py_UNUSED(ignored))
 	uint32_t slot;
 
 	for (slot = SLOT_FIRST; sums && region->memory && slot < region->next_fresh; slot++)
-		if (region->copies[slot])
-			add_residual(region, slot, (uint64_t *)PyBytes_AsString(sums));
+		add_residual(region, slot, (uint64_t *)PyBytes_AsString(sums));
 	return sums;
 }
 
@@ -120,8 +119,9 @@ static PyObject *region_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
 		goto refused;
 	region->rest = PyMem_Calloc((size_t)slots, sizeof(*region->rest));
 	region->copies = PyMem_Calloc((size_t)slots, sizeof(*region->copies));
+	region->sent = PyMem_Calloc((size_t)slots, sizeof(*region->sent));
 	region->late = PyMem_Calloc(1, (size_t)slot_bytes);
-	if (!region->rest || !region->copies || !region->late) {
+	if (!region->rest || !region->copies || !region->sent || !region->late) {
 		PyErr_NoMemory();
 		goto refused;
 	}
@@ -166,6 +166,7 @@ static void region_dealloc(PyObject *self)
 	for (slot = 0; region->copies && slot < region->slots; slot++)
 		Py_XDECREF(region->copies[slot]);
 	PyMem_Free(region->copies);
+	PyMem_Free(region->sent);
 	PyMem_Free(region->rest);
 	PyMem_Free(region->late);
 	Py_XDECREF(region->memory);

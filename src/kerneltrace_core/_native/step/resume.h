@@ -4,6 +4,7 @@
 #define KT_STEP_RESUME_H
 
 #include "borders.h"
+#include "readings.h"
 #include "threads.h"
 
 static bool step_begin(Step *step, struct thread **t, struct visit *visit)
@@ -26,9 +27,10 @@ static bool step_begin(Step *step, struct thread **t, struct visit *visit)
 	return true;
 }
 
+/* One that marks is a stretch of another step: it counts for nothing. */
 static void step_set_live(Step *step, bool live)
 {
-	if (step->live != live) {
+	if (step->live != live && !step->marks) {
 		step->live = live;
 		step->record->live += live ? 1 : -1;
 	}
@@ -39,13 +41,26 @@ static void step_end(Step *step, struct thread *t, struct visit *visit, PyObject
 {
 	/* Not only downwards: an error such as "already executing" ends nothing. */
 	step_set_live(step, yielded != NULL);
-	if (yielded == Py_None && !step->queued) {
+	if (yielded == Py_None && !step->queued && !step->marks) {
 		step->queued = true;
 		step->record->queued++;
 	}
 	leave(t, visit);
 	if (step->nests)
 		Py_LeaveRecursiveCall();
+}
+
+/* The coroutine has returned, perhaps by a StopIteration that is under way. */
+static void step_mark(Step *step)
+{
+	PyObject *type, *value, *traceback;
+
+	if (!step->marks)
+		return;
+	PyErr_Fetch(&type, &value, &traceback);
+	if (!mark_reading(step->marks))
+		PyErr_WriteUnraisable((PyObject *)step->marks);
+	PyErr_Restore(type, value, traceback);
 }
 
 static PySendResult step_resume(PyObject *self, PyObject *arg, PyObject **result)
@@ -59,6 +74,8 @@ static PySendResult step_resume(PyObject *self, PyObject *arg, PyObject **result
 	if (!step_begin(step, &t, &visit))
 		return PYGEN_ERROR;
 	outcome = PyIter_Send(step->coro, arg, result);
+	if (outcome == PYGEN_RETURN)
+		step_mark(step);
 	step_end(step, t, &visit, outcome == PYGEN_NEXT ? *result : NULL);
 	return outcome;
 }
@@ -118,6 +135,8 @@ static PyObject *step_throw(PyObject *self, PyObject *const *args, Py_ssize_t co
 	result = PyObject_CallMethodObjArgs(step->coro, name_throw, args[0],
 					    count > 1 ? args[1] : NULL, count > 2 ? args[2] : NULL,
 					    NULL);
+	if (!result && PyErr_ExceptionMatches(PyExc_StopIteration))
+		step_mark(step);
 	step_end(step, t, &visit, result);
 	return result;
 }

@@ -38,13 +38,18 @@ static void retire_generation(Region *region, uint64_t value)
 		       generation_after((uint32_t)(value >> GENERATION_SHIFT)));
 }
 
+/* What a closed slot got since. */
 static void add_residual(Region *region, uint32_t slot, uint64_t *sums)
 {
 	PyObject *copy = region->copies[slot];
-	uint64_t *words = slot_words(region, slot);
-	uint64_t *copied = copy == Py_None ? NULL : (uint64_t *)PyBytes_AsString(copy);
+	uint64_t *words = slot_words(region, slot), *copied;
 	Py_ssize_t i;
 
+	if (region->sent[slot])
+		sums[TCP_RETRANSMITS] += words[TCP_RETRANSMITS] - (region->sent[slot] - 1);
+	if (!copy)
+		return;
+	copied = copy == Py_None ? NULL : (uint64_t *)PyBytes_AsString(copy);
 	for (i = 1; i < region->slot_bytes / 8; i++)
 		sums[i] += words[i] - (copied ? copied[i] : 0);
 }
@@ -66,11 +71,9 @@ static uint32_t choose_slot(Region *region)
 	slot = region->rest[region->first];
 	region->first = (region->first + 1) % (uint32_t)region->slots;
 	region->resting--;
-	if (region->copies[slot]) {
-		add_residual(region, slot, region->late);
-		Py_DECREF(region->copies[slot]);
-		region->copies[slot] = NULL;
-	}
+	add_residual(region, slot, region->late);
+	region->sent[slot] = 0;
+	Py_CLEAR(region->copies[slot]);
 	return slot;
 }
 
@@ -89,12 +92,13 @@ static uint64_t take_slot(Region *region)
 }
 
 /* Steals the reference to `copy`. */
-static void give_slot(Region *region, uint64_t value, PyObject *copy)
+static void give_slot(Region *region, uint64_t value, PyObject *copy, uint64_t sent)
 {
 	uint32_t slot = slot_of(value);
 
 	region->rest[(region->first + region->resting++) % (uint32_t)region->slots] = slot;
 	region->copies[slot] = copy;
+	region->sent[slot] = sent;
 	region->slots_open--;
 }
 

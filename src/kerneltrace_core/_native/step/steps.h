@@ -5,8 +5,8 @@
 
 #include "resume.h"
 
-/* NULL and TypeError if `coro` is no coroutine. */
-static PyObject *new_step(Record *record, PyObject *coro)
+/* NULL and TypeError if `coro` is no coroutine. `marks` may be NULL. */
+static PyObject *new_step(Record *record, PyObject *coro, Reading *marks)
 {
 	Step *step;
 
@@ -17,9 +17,11 @@ static PyObject *new_step(Record *record, PyObject *coro)
 		return NULL;
 	Py_INCREF(coro);
 	Py_INCREF(record);
+	Py_XINCREF(marks);
 	step->weakrefs = NULL;
 	step->coro = coro;
 	step->record = record;
+	step->marks = marks;
 	step->live = step->queued = false;
 	step->nests = Py_TYPE(coro) == step_type;
 	step_set_live(step, true);
@@ -56,6 +58,7 @@ static int step_traverse(PyObject *self, visitproc visit, void *arg)
 	Py_VISIT(Py_TYPE(self));
 	Py_VISIT(((Step *)self)->coro);
 	Py_VISIT(((Step *)self)->record);
+	Py_VISIT(((Step *)self)->marks);
 	return 0;
 }
 
@@ -63,6 +66,7 @@ static int step_traverse(PyObject *self, visitproc visit, void *arg)
 static int step_clear(PyObject *self)
 {
 	Py_CLEAR(((Step *)self)->coro);
+	Py_CLEAR(((Step *)self)->marks);
 	return 0;
 }
 

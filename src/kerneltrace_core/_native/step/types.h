@@ -10,6 +10,9 @@
  *   record      one request: the slot it took, and its ledger
  *   ledger      the record's time, measured here
  *   block       a copy of slot and ledger at one moment
+ *   reading     what KernelStats is made of: a record's block, live until frozen
+ *   exchange    the `send` of one request: it notes how the response begins and
+ *               ends
  *   owner       the record a thread works for; NULL: nobody
  *   border      the moment when a thread's owner changes
  *   visit       one stay of a thread with an owner, from border to border
@@ -19,6 +22,8 @@
  *               the outermost one is nested, the time between two such is gap
  *   step        a coroutine that belongs to a record: each resumption is a visit
  *   late        what the kernel added to a slot after the final block's copy
+ *   sent        of a closed slot whose copy was given up: it has sent on sockets,
+ *               so segments may still be sent again
  */
 #ifndef KT_STEP_TYPES_H
 #define KT_STEP_TYPES_H
@@ -35,9 +40,15 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { CELL, POLL_NS, POLL_SLEEP_NS, OFF_NS, THREAD_WORDS = 8 };    /* of a thread's entry */
-enum { NET_TX_BYTES = 4, DISK_READS, DISK_WRITES, SLOT_WORDS_MIN }; /* of a slot */
-enum { HOME, THREADS };                                             /* banks */
+enum { CELL, POLL_NS, POLL_SLEEP_NS, OFF_NS, THREAD_WORDS = 8 }; /* of a thread's entry */
+enum {
+	NET_TX_BYTES = 4,
+	DISK_READS,
+	DISK_WRITES,
+	TCP_RETRANSMITS = 10,
+	SLOT_WORDS_MIN
+};                      /* of a slot */
+enum { HOME, THREADS }; /* banks */
 
 #define BANK_SHIFT 31
 #define GENERATION_SHIFT 32
@@ -71,6 +82,7 @@ typedef struct {
 	uint32_t next_fresh;            /* slots from here on were never used */
 	uint32_t *rest, first, resting; /* ring of closed slots */
 	PyObject **copies; /* by slot: its final block, None (dropped unread) or NULL */
+	uint64_t *sent;    /* by slot: its retransmissions at the copy, and 1; or 0 */
 	uint64_t *late;    /* what came after the copies, for slots used again */
 } Region;
 
@@ -92,10 +104,25 @@ typedef struct {
 
 typedef struct {
 	PyObject head;
+	PyObject *weakrefs;
+	PyObject *record; /* a Record, None, or in tests what behaves like one */
+	PyObject *measures, *block, *whole, *phase;
+} Reading;
+
+typedef struct {
+	PyObject head;
 	PyObject *weakrefs, *coro;
 	Record *record;
+	Reading *
+		marks; /* frozen when the coroutine returns; not a step of the application's then */
 	bool live, queued, nests;
 } Step;
+
+typedef struct {
+	PyObject head;
+	PyObject *send, *on_start, *status_code;
+	Reading *reading;
+} Exchange;
 
 struct thread {
 	Region *region;  /* strong; NULL: not bound */
@@ -113,8 +140,8 @@ struct visit { /* one stay with an owner */
 	bool border;
 };
 
-static PyTypeObject *region_type, *record_type, *step_type;
-static PyObject *name_throw, *name_close, *name_send, *name_here;
+static PyTypeObject *region_type, *record_type, *step_type, *reading_type, *exchange_type;
+static PyObject *name_throw, *name_close, *name_send, *name_here, *name_response;
 
 /* Found through the OS thread and not bound to a coroutine when it is made:
  * one event loop may run on several threads, one after the other. */
