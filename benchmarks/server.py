@@ -93,6 +93,7 @@ class Server:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
             os.sched_setaffinity(process.pid, [cpu])
+            _wait_for_handler(process)
             before = self.cpu_seconds()
             time.sleep(seconds)
             text = _interrupt(process)
@@ -108,6 +109,18 @@ class Server:
     def close(self) -> None:
         self._process.terminate()
         self._process.wait(timeout=START_SECONDS)
+
+
+def _wait_for_handler(process: subprocess.Popen[str]) -> None:
+    """Return when wrk is ready to be interrupted: before, it would die and tell nothing."""
+    interrupt = 1 << (signal.SIGINT - 1)
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end and process.poll() is None:
+        with open(f"/proc/{process.pid}/status") as file:
+            caught = next(line for line in file if line.startswith("SigCgt:"))
+        if int(caught.split()[1], 16) & interrupt:
+            return
+        time.sleep(0.001)
 
 
 def _interrupt(process: subprocess.Popen[str]) -> str:

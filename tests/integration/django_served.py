@@ -147,6 +147,7 @@ class Client:
         self.bodies = 0
         self.asked = False
         self.left = asyncio.Event()
+        self.is_full = asyncio.Event()  # it takes no more
         self.status = 0
 
     async def receive(self) -> dict[str, Any]:
@@ -163,6 +164,7 @@ class Client:
         if self.bodies == self.leave_after:
             if not self.never_says:
                 self.left.set()
+            self.is_full.set()
             await asyncio.sleep(3600)
         await asyncio.sleep(0)
 

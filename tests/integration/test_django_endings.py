@@ -121,8 +121,12 @@ def own_iterator(request: Any) -> StreamingHttpResponse:
     return StreamingHttpResponse(Closing())
 
 
+WAITING: list[str] = []
+
+
 async def waits(request: Any) -> HttpResponse:
     read(N)
+    WAITING.append(request.path)
     try:
         await asyncio.sleep(3600)
     finally:
@@ -194,15 +198,16 @@ async def cancel_others() -> None:
     await settled()
 
 
-def asgi(url: str, *, cancel_after_s: float = 0, **how: Any) -> None:
+def asgi(url: str, *, cancel_once: Callable[[Client], bool] | None = None, **how: Any) -> None:
     async def serve() -> None:
         client = Client(ASGIHandler(), url, **how)
         task = asyncio.create_task(client.serve())
-        if cancel_after_s:
-            await asyncio.sleep(cancel_after_s)
+        if cancel_once:
+            while not cancel_once(client):
+                await asyncio.sleep(0.005)
             task.cancel()
         await asyncio.wait([task])
-        if cancel_after_s:
+        if cancel_once:
             await cancel_others()
         del client, task
         await settled()
@@ -210,6 +215,10 @@ def asgi(url: str, *, cancel_after_s: float = 0, **how: Any) -> None:
         await settled()
 
     asyncio.run(serve())
+
+
+def is_full(client: Client) -> bool:
+    return client.is_full.is_set()
 
 
 # ---- content that is not read to its end --------------------------------------------------
@@ -267,7 +276,7 @@ def test_a_server_that_cancels_between_parts_ends_the_request_and_its_content(
     leave_after: int,
 ) -> None:
     with site([], [], HERE) as finished:
-        asgi("/async_stream", leave_after=leave_after, never_says=True, cancel_after_s=0.2)
+        asgi("/async_stream", leave_after=leave_after, never_says=True, cancel_once=is_full)
 
     ended = N if leave_after else 0  # content that never began has no finally
     assert reads(finished["/async_stream"]) == N + leave_after * N + ended
@@ -277,7 +286,7 @@ def test_content_that_another_request_frees_is_closed_for_its_own() -> None:
     async def serve() -> None:
         client = Client(ASGIHandler(), "/forgotten", leave_after=2, never_says=True)
         task = asyncio.create_task(client.serve())
-        await asyncio.sleep(0.1)
+        await client.is_full.wait()
         task.cancel()
         await asyncio.wait([task])
         await cancel_others()
@@ -301,8 +310,9 @@ def test_content_that_another_request_frees_is_closed_for_its_own() -> None:
 @pytest.mark.parametrize("chain", ["alone", "async_only_inside"])
 def test_a_cancelled_view_is_charged_what_it_still_does(chain: str) -> None:
     outside, inside = CHAINS[chain]
+    WAITING.clear()
     with site(outside, inside, HERE) as finished:
-        asgi("/waits", cancel_after_s=0.1)
+        asgi("/waits", cancel_once=lambda _: bool(WAITING))
 
     done = reads(finished["/waits"])
     assert done == N + N + len(inside)
