@@ -34,6 +34,7 @@ def before(require: Require) -> set[Path]:
     return folders()
 
 
+@pytest.mark.deadline(60 + KILLS)
 def test_random_kills_of_those_that_join_leave_the_others_exact_and_nothing_behind(
     before: set[Path],
 ) -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import stat
+import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kerneltrace_core.requests.sharing import folders, pins
+from kerneltrace_core.requests.sharing import folders, pins, watcher
 from kerneltrace_core.requests.sharing.locks import open_folder, unlock
 
 
@@ -165,3 +169,66 @@ def test_pins_are_made_where_nobody_can_put_another_folder_in_their_place(
 
     assert pins._is_safe(tmp_path) is safe
     assert stat.S_IMODE(tmp_path.stat().st_mode) == mode
+
+
+# ---- the watcher, which does the same in sh(1) ---------------------------------------------------
+
+TOOLS = pytest.mark.skipif(
+    not all(map(shutil.which, ("sh", "flock", "stat", "rm", "rmdir"))), reason="no flock(1) here"
+)
+WAIT_SECONDS = 20
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def watched(folder: Path) -> bool:
+    """Tell whether a watcher of the folder still runs."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            words = path.read_bytes().split(b"\0")
+            if words[0] != sys.executable.encode() and str(folder).encode() in words:
+                return True
+    return False
+
+
+@TOOLS
+def test_the_watcher_removes_the_pins_before_the_lock_that_keeps_others_out(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = tmp_path / "said"
+    tool = tmp_path / "bin" / "rmdir"
+    tool.parent.mkdir()
+    tool.write_text(f'#!/bin/sh\nls "{folder}" >> "{said}"\nexec {shutil.which("rmdir")} "$@"\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+    alive = live(folder)
+    assert watcher.start_watcher(folder, os.fstat(alive).st_ino)
+    assert watched(folder)
+    kept = sorted(entry.name for entry in folder.iterdir())
+    os.close(alive)
+    wait_until(lambda: not watched(folder))
+
+    assert not folder.exists()
+    assert kept == ["alive", "link_a", "register"]
+    assert said.read_text() == "alive\n"
+
+
+@TOOLS
+def test_the_watcher_leaves_a_later_folder_at_the_same_path_alone(folder: Path) -> None:
+    alive = live(folder)
+    assert watcher.start_watcher(folder, os.fstat(alive).st_ino)
+    assert watched(folder)
+    folder.rename(folder.with_name("former"))
+    folder.mkdir()
+    (folder / "alive").mkdir()
+    (folder / "register").write_text("")
+
+    os.close(alive)
+    wait_until(lambda: not watched(folder))
+
+    assert (folder / "register").exists()
