@@ -86,8 +86,9 @@ test-other-pythons: build ## run the unit tier on each other interpreter from 3.
 	done
 
 # The page is written when the whole tier ran on all of them.
-test-deaths: deps $(VENV)/.stamp ## kill 500 workers at random, twice, and look at what is left
-	@KERNELTRACE_TEST_KILLS=500 $(PYTEST) -q tests/integration/test_shared_deaths.py -k random $(ARGS)
+test-deaths: deps $(VENV)/.stamp ## kill 500 workers at random, in three ways, and look at what is left
+	@KERNELTRACE_TEST_KILLS=500 $(PYTEST) -q -k random $(ARGS) \
+		tests/integration/test_shared_deaths.py tests/kernel/test_pins_disturbed.py
 
 test-kernels: $(VENV)/.stamp ## run the kernel tier on other kernels, as guests (KERNELS=..., SELECT=...)
 	@PYTHON='$(PYTHON)' sh tools/deps.sh guest

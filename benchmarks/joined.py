@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.loops import compiled
 from benchmarks.machine import Solitude
+from benchmarks.pinned import AT_ONCE, measure_joins
 from benchmarks.rounds import Result, Samples, Size, Unavailable
 from benchmarks.tracing import ALL_GROUPS, tracing
 
@@ -23,6 +24,8 @@ COUNTS = (1, 2, 4, 8, 16, 32)
 # Of one joined process, for 32.
 RATIO = 1.10
 JOIN_MS = 1.0
+PINS_MS = 50.0
+PINS_ROUNDS = 10
 START_SECONDS = 60
 
 
@@ -157,6 +160,8 @@ def run(size: Size) -> Result:
     if disturbed:
         result.notes.append(f"another process was tracing in {disturbed} rounds")
     _tell(result, samples, joins)
+    if size.backend == "bpf":
+        _tell_pins(result, measure_joins(size.limit(PINS_ROUNDS)))
     return result
 
 
@@ -172,3 +177,17 @@ def _tell(result: Result, samples: Samples, joins: Samples) -> None:
                 result.median(name, label, samples[name], "ns", budget=budget)
     if joins.get("join"):
         result.median("join", "join from the pool", joins["join"], "ms", budget=JOIN_MS)
+
+
+def _tell_pins(result: Result, samples: Samples | None) -> None:
+    if samples is None:
+        result.notes.append("joins by pins were not measured: no bpffs to write to")
+        return
+    result.samples["pins_ms"] = samples
+    for name, label, budget in (
+        ("alone", "join by pins", PINS_MS),
+        ("at_once", f"join by pins, the last of {AT_ONCE} at once", PINS_MS),
+        ("load", "load and pin", None),
+        ("behind_load", f"the last of {AT_ONCE} at once, one of which loads and pins", None),
+    ):
+        result.median(f"pins_{name}", label, samples[name], "ms", budget=budget)

@@ -9,10 +9,12 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from harness.containers import DENIED, READ_ONLY, can, filtered, libseccomp
 from harness.interpreters import AS_NOBODY, an_open_interpreter, open_interpreter, shared_path
 from harness.tiers import Require
 from integration.served.servers import GUNICORN, Kind, started
@@ -60,6 +62,19 @@ def command_of(unit: str) -> list[str]:
     return [str(open_interpreter()), "-m", "kerneltrace_core.cli", *options, "--required", "--"]
 
 
+JOINS = """
+import json, os
+from kerneltrace_core.requests import RequestTracer, TracerOptions
+tracer = RequestTracer(TracerOptions(required=True))
+tracer.start()
+lines = dict(line.split(":") for line in open("/proc/self/status"))
+# The bounding set gives nothing, and without CAP_SETPCAP stays as it was.
+held = [lines[name] for name in ("CapPrm", "CapEff", "CapInh", "CapAmb")]
+joined = tracer.health()["kernel_side"]["joined"]
+print(json.dumps([os.getuid(), joined, sum(int(mask, 16) for mask in held)]))
+"""
+
+
 @pytest.mark.parametrize("number", range(len(UNITS)))
 def test_each_units_command_traces_with_the_privileges_that_it_gives(
     number: int, open_tmp_path: Path, require: Require
@@ -72,14 +87,8 @@ def test_each_units_command_traces_with_the_privileges_that_it_gives(
         assert "AmbientCapabilities=CAP_BPF CAP_PERFMON" in unit
         privileges = (f"--inh-caps={two}", f"--ambient-caps={two}", f"--bounding-set=-all,{two}")
         prefix = (*AS_NOBODY, *privileges, "--no-new-privs")
-    script = (
-        "import json, os; from kerneltrace_core.requests import RequestTracer, TracerOptions; "
-        "tracer = RequestTracer(TracerOptions(required=True)); tracer.start(); "
-        "print(json.dumps([os.getuid(), tracer.health()['kernel_side']['joined']]))"
-    )
-
     done = subprocess.run(
-        [*prefix, *command_of(unit), str(open_interpreter()), "-c", script],
+        [*prefix, *command_of(unit), str(open_interpreter()), "-c", JOINS],
         capture_output=True,
         text=True,
         check=False,
@@ -89,7 +98,78 @@ def test_each_units_command_traces_with_the_privileges_that_it_gives(
     )
 
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == [65534, "socket"]
+    assert json.loads(done.stdout) == [65534, "socket", 0]
+
+
+# What Docker gives to a container that runs as root, by its documentation.
+DOCKERS = """
+AUDIT_WRITE CHOWN DAC_OVERRIDE FOWNER FSETID KILL MKNOD NET_BIND_SERVICE NET_RAW SETFCAP SETGID
+SETPCAP SETUID SYS_CHROOT
+"""
+CONTAINER = ("unshare", "--pid", "--fork", "--mount-proc", "--mount", "--ipc", "--uts", "--cgroup")
+READ_ONLY_CONTAINER = (*CONTAINER, "--", "sh", "-c", READ_ONLY, "sh")
+
+
+def words_after(key: str, text: str) -> list[str]:
+    """Return the list, in JSON, that comes after a key."""
+    found = re.search(rf"^\s*{key}:? (\[.*\])$", text, re.MULTILINE)
+    assert found, key
+    words: list[str] = json.loads(found[1])
+    return words
+
+
+def docker() -> tuple[list[str], list[str], list[str]]:
+    (file,) = blocks("dockerfile")
+    (line,) = [
+        line for block in blocks("console") for line in block.splitlines() if "docker" in line
+    ]
+    given = DOCKERS.split() + re.findall(r"--cap-add (\w+)", line)
+    return words_after("ENTRYPOINT", file), words_after("CMD", file), given
+
+
+def kubernetes() -> tuple[list[str], list[str], list[str]]:
+    (manifest,) = blocks("yaml")
+    assert words_after("drop", manifest) == ["ALL"]
+    assert "runAsUser: 0\n" in manifest
+    assert "readOnlyRootFilesystem: true\n" in manifest
+    return (
+        words_after("command", manifest),
+        words_after("args", manifest),
+        words_after("add", manifest),
+    )
+
+
+@pytest.mark.parametrize("recipe", [docker, kubernetes])
+def test_each_containers_entry_point_traces_with_the_capabilities_that_it_is_given(
+    recipe: Callable[[], tuple[list[str], list[str], list[str]]], require: Require
+) -> None:
+    require("an interpreter for uid 65534", probe=an_open_interpreter)
+    require("libseccomp", probe=libseccomp)
+    require("namespaces of a container", probe=lambda: can(*READ_ONLY_CONTAINER))
+    entry, arguments, capabilities = recipe()
+    assert entry == ["kerneltrace", "run", "--user", "www-data", "--"]
+    assert arguments[-1] == "shop.asgi:application"
+    given = ",".join(f"+{name.lower()}" for name in capabilities)
+    interpreter = str(open_interpreter())
+
+    done = subprocess.run(
+        [
+            *READ_ONLY_CONTAINER,
+            *filtered(DENIED),
+            *("setpriv", "--inh-caps=-all", f"--bounding-set=-all,{given}", "--"),
+            *(interpreter, "-m", "kerneltrace_core.cli", "run", "--required", "--user", "nobody"),
+            *("--", interpreter, "-c", JOINS),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+        env={"PYTHONPATH": shared_path(), "PATH": os.environ["PATH"]},
+        timeout=60,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [65534, "socket", 0]
 
 
 def test_the_command_of_the_page_serves_exactly(open_tmp_path: Path) -> None:

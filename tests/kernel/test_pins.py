@@ -3,117 +3,23 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.bpf_objects import held_objects, wait_until_gone
-from kerneltrace_core.kernel.support import Support
 from kerneltrace_core.requests.sharing.folders import remove_stale
+from pin_members import ABI, BPFFS, bpffs, folders, members, wait_until_unpinned
 
 pytestmark = pytest.mark.kernel
-
-BPFFS = Path("/sys/fs/bpf")
-GROUPS = ("sched", "syscalls")
-GONE_SECONDS = 20
-# Of this run alone: other workers on this machine have pins of their own.
-ABI = f"test{os.getpid()}x"
-
-# A member that tells what it found, and lives until its standard input ends.
-MEMBER = """
-import json, os, struct, sys, time
-sys.path[:0] = json.loads(os.environ["PATHS"])
-from pathlib import Path
-from kerneltrace_core.errors import KernelTraceError
-from kerneltrace_core.requests import layout
-from kerneltrace_core.requests.sharing import abi, folders, pins
-pins.abi_hash = lambda *more: os.environ["ABI"]
-pins.WAIT_SECONDS = float(os.environ.get("WAIT", "20"))
-CALL = layout.SLOTS_OFFSET + 8 * (layout.CALL + layout.CALL_INDEX["getppid"] * layout.CALL_WORDS)
-begin = time.monotonic()
-try:
-    side = pins.join_pinned(("sched", "syscalls"), timed=True)
-except (KernelTraceError, OSError) as error:
-    print(json.dumps({"error": str(error), "took": time.monotonic() - begin}), flush=True)
-    sys.exit()
-side.register(0)
-for _ in range(100):
-    os.getppid()
-side.leave()
-count = struct.unpack_from("Q", side.memory, CALL)[0]
-found = {"index": side.process, "count": count, "groups": side.plan.groups}
-print(json.dumps(found), flush=True)
-sys.stdin.read()
-side.close()
-"""
-
-
-def bpffs() -> Support:
-    """Tell whether pins can be made here."""
-    mounted = os.path.ismount(BPFFS) and os.access(BPFFS, os.W_OK)
-    return Support.yes() if mounted else Support.no("no bpffs to write to")
 
 
 @pytest.fixture(autouse=True)
 def _pins(require: Any) -> None:
     require("bpffs", probe=bpffs)
-
-
-def folders() -> set[Path]:
-    return set(BPFFS.glob(f"kerneltrace-{os.geteuid()}-{ABI}*"))
-
-
-def wait_until_unpinned(before: set[Path]) -> None:
-    deadline = time.monotonic() + GONE_SECONDS
-    while left := folders() - before:
-        assert time.monotonic() < deadline, [list(folder.iterdir()) for folder in left]
-        time.sleep(0.02)
-
-
-class Member:
-    """A process that is a member, until it is told to go or killed."""
-
-    def __init__(self, **variables: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", MEMBER],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PATHS": json.dumps(sys.path), "ABI": f"{ABI}0", **variables},
-            text=True,
-        )
-        self.pid = self.process.pid
-
-    def told(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        found: dict[str, Any] = json.loads(line)
-        return found
-
-    def go(self) -> None:
-        self.process.communicate(timeout=30)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.communicate(timeout=30)
-
-
-@contextmanager
-def members(count: int, **variables: str) -> Iterator[list[Member]]:
-    found = [Member(**variables) for _ in range(count)]
-    try:
-        yield found
-    finally:
-        for member in found:
-            member.kill()
 
 
 @pytest.fixture

@@ -6,97 +6,16 @@ import json
 import os
 import textwrap
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from broker_scripts import BEGIN
 from harness.interpreters import AS_NOBODY, an_open_interpreter, open_interpreter, shared_path
 from harness.tiers import Require
-from kerneltrace_core.kernel.support import Support
-from traced import run_python
+from pin_members import bpffs
+from tracer_scripts import TRACER, run, run_under
 
 pytestmark = pytest.mark.kernel
-
-TRACER = """
-import asyncio, json, logging, multiprocessing, os, signal, subprocess, sys, threading, time
-from kerneltrace_core.requests import RequestTracer, TracerOptions
-from kerneltrace_core.requests.preload import preload, reserve
-from traced import calls_of, count_in_worker, in_thread, on_loop
-
-class Lines(logging.Handler):
-    def __init__(self):
-        super().__init__()
-        self.lines = []
-    def emit(self, record):
-        self.lines.append([record.levelname, record.getMessage()])
-
-LINES = Lines()
-logging.getLogger("kerneltrace").addHandler(LINES)
-logging.getLogger("kerneltrace").setLevel(logging.INFO)
-
-def start(**options):
-    tracer = RequestTracer.shared(TracerOptions(**{"backend": "bpf", "required": True, **options}))
-    tracer.start()
-    return tracer
-
-def call(times):
-    for _ in range(times):
-        os.getppid()
-
-def count(stats):
-    return calls_of(stats).get("getppid", 0)
-
-def told(level):
-    return [line for each, line in LINES.lines if each == level]
-
-def in_child(work):
-    reader, writer = os.pipe()
-    child = os.fork()
-    if not child:
-        try:
-            os.write(writer, json.dumps(work()).encode())
-        except BaseException as error:
-            os.write(writer, json.dumps(repr(error)).encode())
-        os._exit(0)
-    os.close(writer)
-    with open(reader, "rb") as said:
-        answer = json.loads(said.read())
-    os.waitpid(child, 0)
-    return answer
-
-def traced_child():
-    tracer = start()
-    found = [count(on_loop(tracer, lambda: call(7))), count(in_thread(tracer, lambda: call(8)))]
-    joined = tracer.health()["kernel_side"]
-    tracer.stop()
-    return [*found, joined["joined"]]
-
-def links():
-    found = 0
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            found += "bpf_link" in os.readlink("/proc/self/fd/" + name)
-        except OSError:
-            pass
-    return found
-
-def tell(**found):
-    print(json.dumps(found))
-"""
-
-
-def bpffs() -> Support:
-    mounted = os.path.ismount("/sys/fs/bpf") and os.access("/sys/fs/bpf", os.W_OK)
-    return Support.yes() if mounted else Support.no("no bpffs to write to")
-
-
-def run(script: str, **options: Any) -> dict[str, Any]:
-    """Run a script in a process of its own; return what it tells."""
-    found: dict[str, Any] = json.loads(
-        run_python(TRACER + textwrap.dedent(script), **options).splitlines()[-1]
-    )
-    return found
 
 
 def test_a_process_alone_has_its_own_copy_and_says_what_that_costs() -> None:
@@ -344,12 +263,8 @@ def test_a_process_whose_socket_does_not_answer_takes_the_next_way_with_one_warn
 
 
 def test_a_tracer_that_stops_and_starts_under_run_stays_exact() -> None:
-    outer = """
-        import sys
-        from kerneltrace_core.cli.__main__ import main
-        main(["run", "--required", "--processes", "1", "--", sys.executable, "-c", sys.argv[1]])
-    """
-    inner = TRACER + textwrap.dedent(
+    found = run_under(
+        1,
         """
         found = []
         for number in range(5):
@@ -358,10 +273,8 @@ def test_a_tracer_that_stops_and_starts_under_run_stays_exact() -> None:
             side = tracer.health()["kernel_side"]
             tracer.stop()
         tell(found=found, side=side)
-        """
+        """,
     )
-
-    found = json.loads(run_python(outer, inner).splitlines()[-1])
 
     assert found == {"found": [10, 11, 12, 13, 14], "side": {"joined": "socket", "index": 0}}
 

@@ -9,7 +9,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from harness.bpf_objects import descendants, held_objects, wait_until_gone
+from harness.bpf_objects import Objects, descendants, held_objects, wait_until_gone
 from integration.served.servers import Server
 from integration.shared.traffic import Traffic, rows, wait_until_traced
 
@@ -27,8 +27,18 @@ def workers_of(server: Server) -> list[int]:
     return children
 
 
-def kill_at_random(server: Server, kills: int, workers: int, seed: int) -> tuple[Traffic, set[int]]:
-    """Kill so many workers while requests come in; return the traffic, and whom it hit."""
+def descriptors_of(pid: int) -> int:
+    """Return how many descriptors a process has."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def kill_at_random(
+    server: Server, kills: int, workers: int, seed: int, objects: Objects
+) -> tuple[Traffic, set[int]]:
+    """Kill so many workers while requests come in; return the traffic, and whom it hit.
+
+    What any process of the server holds at any kill is added to ``objects``.
+    """
     choice = random.Random(seed)
     traffic = Traffic(server, seed)
     killed: set[int] = set()
@@ -40,6 +50,7 @@ def kill_at_random(server: Server, kills: int, workers: int, seed: int) -> tuple
                 assert time.monotonic() < deadline, f"no new workers\n{server.said()}"
                 time.sleep(0.01)
             victim = choice.choice(alive)
+            objects |= held_objects(alive)
             killed.add(victim)
             with suppress(ProcessLookupError):  # one that was told to end just has
                 os.kill(victim, SIGNALS[number % len(SIGNALS)])
@@ -68,13 +79,16 @@ def survive(server: Server, kills: int, workers: int, seed: int) -> None:
     """Kill, and check the survivors, the index of every worker, and that all of it goes."""
     wait_until_traced(server, workers)
     objects = held_objects(descendants(server.process.pid))
-    traffic, killed = kill_at_random(server, kills, workers, seed)
+    before = descriptors_of(server.process.pid)
+    traffic, killed = kill_at_random(server, kills, workers, seed, objects)
     healths = wait_until_traced(server, workers)
     alive = {pid: health for pid, health in healths.items() if pid in workers_of(server)}
     indexes = [health["kernel_side"]["index"] for health in alive.values()]
     assert len(set(indexes)) == len(indexes)
     # The indexes of the dead were used again.
     assert max(indexes) < 3 * workers + 4 or min(indexes) > 200, indexes
+    # For each region that its pool has grown by; for each of the dead it would be ten times that.
+    assert descriptors_of(server.process.pid) <= before + 3 * workers + 4
     check_survivors(server, traffic, killed)
     objects |= held_objects(descendants(server.process.pid))
     server.process.terminate()

@@ -14,9 +14,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from kerneltrace_core.requests.sharing.locks import open_folder, same_folder, try_lock
+from kerneltrace_core.requests.sharing.locks import open_folder, same_folder, try_lock, unlock
 
-__all__ = ["BPFFS", "PREFIX", "Folder", "find_folders", "live_in", "remove_if_last", "remove_stale"]
+__all__ = [
+    "BPFFS",
+    "PREFIX",
+    "Folder",
+    "find_folders",
+    "is_whole",
+    "live_in",
+    "remove_if_last",
+    "remove_stale",
+]
 
 BPFFS = Path("/sys/fs/bpf")
 PREFIX = "kerneltrace-"
@@ -35,71 +44,97 @@ class Folder(NamedTuple):
     alive: bool | None
 
 
-def live_in(path: Path) -> int | None:
-    """Take the lock that says this process lives; None if the folder is being removed."""
-    with suppress(FileExistsError):
-        (path / ALIVE).mkdir(0o700)
+def live_in(folder: int) -> int | None:
+    """Take the lock that says this process lives; None if the folder is being removed.
+
+    Who has it may rely on the folder: nobody removes it.
+    """
     try:
-        alive = open_folder(path / ALIVE)
+        with suppress(FileExistsError):
+            os.mkdir(ALIVE, 0o700, dir_fd=folder)
+        alive = open_folder(ALIVE, folder)
     except FileNotFoundError:
         return None
-    if try_lock(alive, shared=True) and same_folder(alive, path / ALIVE):
-        return alive
-    os.close(alive)
-    return None
+    lives = False
+    try:
+        lives = try_lock(alive, shared=True) and same_folder(alive, ALIVE, folder)
+        return alive if lives else None
+    finally:
+        if not lives:
+            os.close(alive)
 
 
-def remove_if_last(path: Path) -> bool | None:
+def is_whole(folder: int) -> bool:
+    """Tell whether all is pinned; certain for who has the folder's lock, or lives in it."""
+    return REGISTER in os.listdir(folder)
+
+
+def remove_if_last(path: Path, alive: int | None = None) -> bool | None:
     """Remove a folder of pins in which nobody lives; neither waits nor raises.
 
     True: it is gone. False: somebody lives. None: could not tell. Only who has the exclusive
-    lock on ``alive`` may remove, and only while the path is still that folder.
+    lock on ``alive`` may remove, and only while the path is still that folder. ``alive``: of the
+    caller, who lives there no more. Afterwards it has no lock.
     """
     try:
-        alive = open_folder(path / ALIVE)
+        folder = open_folder(path)
     except FileNotFoundError:
-        return _remove_unborn(path)
+        return True
     except OSError:
         return None
+    # All below is by descriptor: its owner may put something else at the path between two looks.
     try:
-        if not try_lock(alive):
-            return False
-        if not same_folder(alive, path / ALIVE):
-            return True
-        unlink_pins(path)
-        (path / ALIVE).rmdir()
-        path.rmdir()
+        if alive is not None:
+            # The caller's own lock is changed, without a moment for the watcher to come first.
+            return _remove_unlived(path, folder, alive)
+        try:
+            opened = open_folder(ALIVE, folder)
+        except FileNotFoundError:
+            return _remove_unborn(path, folder)
+        try:
+            return _remove_unlived(path, folder, opened)
+        finally:
+            os.close(opened)
     except OSError as error:
         logger.debug("remove pins %s: %s", path, error)
         return None
     finally:
-        os.close(alive)
-    return True
-
-
-def _remove_unborn(path: Path) -> bool | None:
-    """Remove a folder whose maker died before it lived in it, or that was half removed."""
-    try:
-        folder = open_folder(path)
-    except OSError:
-        return True
-    try:
-        if not try_lock(folder) or not same_folder(folder, path):
-            return False
-        unlink_pins(path)
-        path.rmdir()
-    except OSError:
-        return None
-    finally:
         os.close(folder)
-    return True
 
 
-def unlink_pins(path: Path) -> None:
+def _remove_unlived(path: Path, folder: int, alive: int) -> bool:
+    try:
+        if not try_lock(alive):
+            return False
+        if same_folder(alive, ALIVE, folder):
+            unlink_pins(folder)
+            os.rmdir(ALIVE, dir_fd=folder)
+            path.rmdir()
+        return True
+    finally:
+        unlock(alive)
+
+
+def _remove_unborn(path: Path, folder: int) -> bool:
+    """Remove a folder whose maker died before it lived in it, or that was half removed."""
+    if not try_lock(folder):
+        return False
+    try:
+        # Under the lock: who makes it lives in it by now.
+        if ALIVE in os.listdir(folder):
+            return False
+        unlink_pins(folder)
+        path.rmdir()
+        return True
+    finally:
+        unlock(folder)
+
+
+def unlink_pins(folder: int) -> None:
     """Remove every name but ``alive``, the mark of completeness first."""
-    for entry in sorted(path.iterdir(), key=lambda entry: entry.name != REGISTER):
-        if entry.name != ALIVE:
-            entry.unlink()
+    for name in sorted(os.listdir(folder), key=lambda name: name != REGISTER):
+        if name != ALIVE:
+            os.unlink(name, dir_fd=folder)
 
 
 def find_folders(root: Path = BPFFS) -> list[Folder]:
@@ -111,22 +146,29 @@ def find_folders(root: Path = BPFFS) -> list[Folder]:
         return []
     for entry in entries:
         with suppress(OSError):
-            found.append(Folder(entry, entry.stat().st_uid, _is_alive(entry)))
+            found.append(Folder(entry, entry.lstat().st_uid, _is_alive(entry)))
     return found
 
 
 def _is_alive(path: Path) -> bool | None:
     try:
-        alive = open_folder(path / ALIVE)
+        folder = open_folder(path)
+    except OSError:
+        return None
+    try:
+        alive = open_folder(ALIVE, folder)
     except FileNotFoundError:
         return False
     except OSError:
         return None
+    finally:
+        os.close(folder)
     try:
         return not try_lock(alive)
     except OSError:
         return None
     finally:
+        unlock(alive)
         os.close(alive)
 
 

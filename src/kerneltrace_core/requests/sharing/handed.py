@@ -6,6 +6,7 @@ import os
 import socket
 import struct
 import time
+from array import array
 from contextlib import ExitStack
 from typing import Any
 
@@ -56,9 +57,7 @@ def ask(address: str, want: str, seconds: float = SECONDS) -> tuple[dict[str, An
         if uid not in (0, os.geteuid()):
             raise KernelTraceError(f"ask {address}: it is served by uid {uid}, not by this user")
         connection.send(write_packet({"protocol": PROTOCOL, "abi": abi_hash(), "want": want}))
-        packet, fds, flags, _ = socket.recv_fds(
-            connection, PACKET_BYTES, MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
-        )
+        packet, fds, flags = _receive(connection)
     try:
         if flags & socket.MSG_CTRUNC:
             raise KernelTraceError(
@@ -72,6 +71,20 @@ def ask(address: str, want: str, seconds: float = SECONDS) -> tuple[dict[str, An
         for fd in fds:
             os.close(fd)
         raise
+
+
+def _receive(connection: socket.socket) -> tuple[bytes, list[int], int]:
+    """Return a packet, its descriptors, which no executed program inherits, and flags.
+
+    Not socket.recv_fds: up to Python 3.13 at least it ignores the flags that it is given.
+    """
+    fds = array("i")
+    space = socket.CMSG_LEN(MOST_DESCRIPTORS * fds.itemsize)
+    packet, ancillary, flags, _ = connection.recvmsg(PACKET_BYTES, space, socket.MSG_CMSG_CLOEXEC)
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    return packet, list(fds), flags
 
 
 def join_handed(address: str) -> KernelSide:

@@ -12,7 +12,8 @@ class HeldLinks:
     """Descriptors of links that another process has made.
 
     A descriptor of such a link can keep it, and cannot detach it for others: the kernel detaches
-    when the last one of all processes is closed. ``more`` are descriptors to close as well.
+    when the last one of all processes is closed. ``more`` are descriptors to close as well, after
+    ``at_close``, which only who holds them calls, not what it has forked.
     """
 
     def __init__(
@@ -28,10 +29,12 @@ class HeldLinks:
 
     def close(self) -> None:
         """Give them up; may be repeated."""
-        self.abandon()
         at_close, self._at_close = self._at_close, None
-        if at_close is not None:
-            at_close()
+        try:
+            if at_close is not None:
+                at_close()
+        finally:
+            self.abandon()
 
     def abandon(self) -> None:
         """In a forked child: close what was inherited; may be repeated."""

@@ -1,6 +1,7 @@
 """Locks on folders by flock(2), which the kernel gives up for whoever dies; never waited for long.
 
-A lock belongs to the open descriptor, so closing that, by all processes that have it, frees it.
+A lock belongs to what was opened, and a child that is forked meanwhile has that open as well:
+closing frees it only once both have closed. So whoever is done with a lock unlocks.
 """
 
 from __future__ import annotations
@@ -9,22 +10,24 @@ import errno
 import fcntl
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["open_folder", "same_folder", "try_lock", "wait_for_lock"]
+__all__ = ["open_folder", "same_folder", "try_lock", "unlock", "wait_for_lock"]
 
 PAUSE_SECONDS = 0.002
 
 
-def open_folder(path: Path) -> int:
-    """Return a descriptor of a folder, of no symbolic link to one."""
-    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+def open_folder(path: Path | str, inside: int | None = None) -> int:
+    """Return a descriptor of a folder, of no symbolic link; ``inside`` another, or anywhere."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(path, flags, dir_fd=inside)
 
 
-def same_folder(fd: int, path: Path) -> bool:
+def same_folder(fd: int, path: Path | str, inside: int | None = None) -> bool:
     """Tell whether a path is still the folder that the descriptor is of."""
     try:
-        found = path.lstat()
+        found = os.stat(path, dir_fd=inside, follow_symlinks=False)
     except OSError:
         return False
     opened = os.fstat(fd)
@@ -32,7 +35,7 @@ def same_folder(fd: int, path: Path) -> bool:
 
 
 def try_lock(fd: int, *, shared: bool = False) -> bool:
-    """Lock if nobody is in the way."""
+    """Lock if nobody is in the way; a lock that it had already is changed, or lost if it is not."""
     try:
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
@@ -40,6 +43,12 @@ def try_lock(fd: int, *, shared: bool = False) -> bool:
             return False
         raise
     return True
+
+
+def unlock(fd: int) -> None:
+    """Give a lock up, for the children as well that have the descriptor."""
+    with suppress(OSError):
+        fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def wait_for_lock(fd: int, until: float, *, shared: bool = False) -> bool:

@@ -15,8 +15,12 @@ START_SECONDS = 5.0
 
 # $1 is the folder of the pins, $2 the inode of its file system entry `alive`. flock(1) sleeps in
 # the kernel until no process holds the shared lock that every member holds for life. Then it
-# looks whether the folder is still the one that it was started for.
-REMOVE = '[ "$(stat -c %i "$1/alive")" = "$2" ] && rm -rf -- "$1"'
+# looks whether the folder is still the one that it was started for. `alive`, by which others are
+# kept out, goes after the pins: who finds it gone makes new ones.
+REMOVE = (
+    'cd -P -- "$1" && [ "$(stat -c %i alive)" = "$2" ] && '
+    '{ rm -f register; rm -f -- *; rmdir alive && cd / && rmdir -- "$1"; }'
+)
 SCRIPT = f"""trap '' TERM INT HUP QUIT
 flock --exclusive "$1/alive" sh -c '{REMOVE}' kerneltrace-pins "$1" "$2" &
 """
@@ -28,7 +32,7 @@ def start_watcher(folder: Path, inode: int) -> bool:
     Blocks for some milliseconds. It is idle, has no descriptor of this process's and no privilege
     that the process has not.
     """
-    if not all(map(shutil.which, ("sh", "flock", "stat", "rm"))):
+    if not all(map(shutil.which, ("sh", "flock", "stat", "rm", "rmdir"))):
         return False
     try:
         # The shell ends at once, so that the watcher is nobody's child here.
