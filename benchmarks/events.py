@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import statistics
 import subprocess
 import sys
@@ -256,8 +257,50 @@ def delays(probe: Path, size: Size, spin_us: float) -> list[float]:
     return found
 
 
+WRITER = """
+import os, struct, sys, time
+pipe = int(sys.argv[1])
+sys.stdin.readline()
+for _ in range(int(sys.argv[2])):
+    time.sleep(float(sys.argv[3]))
+    os.write(pipe, struct.pack("=q", time.monotonic_ns()))
+"""
+
+
+def bare_delays(size: Size) -> list[float]:
+    """Return the microseconds from a write to a pipe to the first line of who slept on it.
+
+    The same as ``delays``, with nothing of ours: what this machine takes to wake a process.
+    """
+    count = size.times(MOMENTS)
+    found: list[float] = []
+    reading, writing = os.pipe()
+    with open(reading, "rb", buffering=0) as pipe, select.epoll() as epoll:
+        epoll.register(pipe, select.EPOLLIN)
+        with open(writing, "wb", buffering=0):
+            writer = subprocess.Popen(
+                [sys.executable, "-c", WRITER, str(writing), str(count), str(PAUSE_SECONDS)],
+                stdin=subprocess.PIPE,
+                pass_fds=(writing,),
+            )
+        with writer:
+            assert writer.stdin is not None
+            writer.stdin.write(b"\n")
+            writer.stdin.flush()
+            while epoll.poll(5) and (told := pipe.read(8)):
+                written_ns = int.from_bytes(told, sys.byteorder)
+                found.append((time.monotonic_ns() - written_ns) / 1000)
+    return found
+
+
 def latency(probe: Path, size: Size, result: Result) -> None:
-    """Measure how soon a sleeping and a spinning reader has an event."""
+    """Measure how soon a sleeping and a spinning reader has an event, and the floor under it."""
+    bare = bare_delays(size)
+    cuts = statistics.quantiles(bare, n=100)
+    result.samples["bare"] = {"us": bare}
+    machine = "the machine alone, a sleeper on a pipe, no BPF"
+    result.median("latency_bare_p50", f"{machine}: half of the wake-ups", [cuts[49]], "us")
+    result.median("latency_bare_p99", f"{machine}: 99% of the wake-ups", [cuts[98]], "us")
     for name, spin_us, label in (
         ("sleep", 0, "reader asleep"),
         ("spin", 1e6 * PAUSE_SECONDS * 2, "reader polls (`spin_us`)"),

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from harness.leaks import parse_program_ids, program_ids
-from kerneltrace_core._native import lib
+from kerneltrace_core._native import attach, lib
+from kerneltrace_core._native.held import LibbpfLink
 from kerneltrace_core.bpf.object import BpfObject, builtin_object
 from kerneltrace_core.errors import AttachError, ClosedError, KernelTraceError, LoadError
 from kerneltrace_core.requests import KernelStats, layout
@@ -210,16 +211,16 @@ def test_wherever_the_descriptors_run_out_it_is_said_and_all_is_undone() -> None
 
 @NEEDS_REQUESTS
 def test_a_hook_that_refuses_leaves_no_program_attached(monkeypatch: pytest.MonkeyPatch) -> None:
-    attach = lib.attach
+    attach_by_section = attach.attach_by_section
     steps: list[set[int]] = []
 
-    def fourth_refuses(program: lib.Program, name: str) -> lib.Link:
+    def fourth_refuses(program: lib.Program, act: str) -> LibbpfLink:
         steps.append(held())
         if len(steps) == 4:
-            raise AttachError(f"attach program {name}: no", errno=errno.ENOENT)
-        return attach(program, name)
+            raise AttachError(f"{act}: no", errno=errno.ENOENT)
+        return attach_by_section(program, act)
 
-    monkeypatch.setattr(lib, "attach", fourth_refuses)
+    monkeypatch.setattr(attach, "attach_by_section", fourth_refuses)
 
     with nothing_left(), pytest.raises(AttachError, match=r"kt_sched_process_exec: no"):
         KernelSide.open(GROUPS)

@@ -98,7 +98,7 @@ def inherits_by_threads() -> Support:
     """Tell whether an event can be inherited by threads alone."""
     software, page_faults = 1, 2
     try:
-        os.close(native.open_perf_event(software, page_faults, inherit=native.THREADS, pid=0))
+        native.open_perf_event(software, page_faults, inherit=native.THREADS, pid=0).close()
     except AttachError as error:
         return Support.no(str(error), "Linux 5.13 or later", error.errno)
     except PrivilegeError as error:

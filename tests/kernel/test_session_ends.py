@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dis
 import os
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
 
 from harness.forked import in_child
 from harness.objects import compile_object
-from kerneltrace_core import BtfTracepoint, ClosedError, Filter, Session
+from kerneltrace_core import BtfTracepoint, ClosedError, Filter, PerfEvent, Session
 from kerneltrace_core._native import rings
 from kerneltrace_core.bpf.object import BpfObject
 from kerneltrace_core.session import links
@@ -20,6 +23,7 @@ from kerneltrace_core.session.attach import attach_spec
 from kerneltrace_core.session.variables import Variables
 
 OBJECT = compile_object("session")
+SAMPLED = compile_object("attach")
 FDS = Path("/proc/self/fd")
 PROBE = BtfTracepoint("sys_enter", program="on_call")
 
@@ -166,3 +170,85 @@ def test_a_child_that_is_forked_while_sessions_open_and_close_has_nothing_of_the
 def bpf_descriptors() -> tuple[str, ...]:
     links = (os.path.realpath(each) for each in FDS.iterdir())
     return tuple(each for each in links if "bpf" in each)
+
+
+# ---- what a signal handler raises ----------------------------------------------------------------
+
+
+class StruckError(Exception):
+    pass
+
+
+class Striker:
+    """Raise at one step of what is done after ``begin`` is called, where signal handlers may.
+
+    CPython runs them when a function begins, when a loop goes back and after a call of C.
+    """
+
+    def __init__(self, step: int, begin: str) -> None:
+        self.left = step
+        self.begin = begin
+        self.begun = False
+        self.found: list[str] = []  # what was attached then
+        self.last = (0, "")  # not the frame itself, which would live on by it
+
+    def __call__(self, frame: FrameType, what: str, _: object) -> Striker:
+        frame.f_trace_opcodes = True
+        self.begun = self.begun or frame.f_code.co_name == self.begin
+        operation = dis.opname[frame.f_code.co_code[max(frame.f_lasti, 0)]]
+        after_c = self.last[0] == id(frame) and self.last[1].startswith("CALL")
+        # Not where that call has raised: there no handler runs, and CPython would lose references.
+        self.last = (id(frame), operation if what == "opcode" else "")
+        back = operation.startswith(("JUMP_BACKWARD", "JUMP_ABSOLUTE"))
+        if self.begun and (what == "call" or (what == "opcode" and (after_c or back))):
+            self.left -= 1
+            if not self.left:
+                sys.settrace(None)
+                self.found = attachments()
+                raise StruckError
+        return self
+
+    def strikes(self, act: Callable[[], object]) -> bool:
+        """Do it; tell whether it was struck."""
+        try:
+            sys.settrace(self)
+            try:
+                act()
+            finally:
+                sys.settrace(None)
+        except StruckError:
+            return True
+        return False
+
+
+def attachments() -> list[str]:
+    names = (os.path.realpath(each).rpartition("/")[2] for each in FDS.iterdir())
+    return [each for each in names if "link" in each or "perf_event" in each]
+
+
+@pytest.mark.parametrize(
+    ("path", "probe"),
+    [(OBJECT, PROBE), (SAMPLED, PerfEvent(1000, pid=os.getpid(), program="on_perf_event"))],
+    ids=["link", "perf event"],
+)
+def test_whatever_a_handler_raises_during_an_attach_nothing_stays_attached_unknown(
+    path: Path, probe: Any, require: Callable[..., None]
+) -> None:
+    if path is SAMPLED:
+        require("perf_events")
+    there, left = 0, []
+    with Session(path, programs=[probe.program]) as session:
+        for step in range(1, 10_000):
+            striker = Striker(step, "fill")
+            if not striker.strikes(lambda: session.attach(probe)):
+                break
+            there += bool(striker.found)
+            for link in session.links:  # struck behind that: the session has it
+                link.close()
+            left += [(step, each) for each in attachments()]
+        attached = attachments()
+
+    assert left == []
+    assert there > 10
+    assert len(attached) > 0
+    assert attachments() == []

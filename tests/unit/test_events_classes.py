@@ -16,10 +16,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kerneltrace_core import u8
 from kerneltrace_core.btf.layout import ArrayLayout, FieldLayout, Scalar, StructLayout
+from kerneltrace_core.codegen.events_source import fields_of
 from kerneltrace_core.events.classes import event_class
+from kerneltrace_core.events.columns import Columns, dtype_of
+from kerneltrace_core.events.declare import declared_of, kernel_event
+from kerneltrace_core.events.discriminate import tag_of_field
 from kerneltrace_core.events.engine import KernelEvent
 from kerneltrace_core.events.naming import class_name, field_name
+from kerneltrace_core.maps.encoding import encoder
 from unit.events_layouts import (
     CHAR,
     EVERYTHING,
@@ -316,3 +322,38 @@ def test_the_twin_takes_over_where_it_is_asked_for() -> None:
     )
 
     assert found.stdout.split() == ["python", "python3", "-2", "True"]
+
+
+def test_a_field_named_like_an_escaped_keyword_hides_nothing() -> None:
+    layout = struct(
+        "clash",
+        4,
+        ("class", 0, U8),
+        ("class_", 1, U8),
+        ("class__", 2, U8),
+        ("from", 3, U8),
+    )
+    event = event_class(layout).from_bytes(bytes((1, 2, 3, 4)))
+
+    assert event.as_dict() == {"class___": 1, "class_": 2, "class__": 3, "from_": 4}
+    assert dtype_of(layout)["names"] == ["class___", "class_", "class__", "from_"]
+    assert list(Columns(layout, bytearray((1, 2, 3, 4)))["class___"]) == [1]
+    assert tag_of_field(layout, ("class", 7))[0] == 0
+    assert tag_of_field(layout, ("class_", 7))[0] == 1
+    encode = encoder(layout)
+    assert encode({"class": 1, "class_": 2, "class__": 3, "from": 4}) == bytes((1, 2, 3, 4))
+    assert encode(event.as_dict()) == bytes((1, 2, 3, 4))
+    assert list(fields_of(layout)) == ["class___", "class_", "class__", "from_"]
+
+
+def test_a_declared_class_has_both_of_such_fields() -> None:
+    layout = struct("clash", 2, ("class", 0, U8), ("class_", 1, U8))
+
+    @kernel_event("clash")
+    class Clash:
+        class__: u8
+        class_: u8
+
+    event: Any = declared_of(Clash).bind(layout).from_bytes(b"\1\2")  # type: ignore[union-attr]
+
+    assert (event.class__, event.class_) == (1, 2)

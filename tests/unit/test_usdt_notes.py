@@ -134,11 +134,26 @@ def test_an_argument_says_where_it_is(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["8f@%xmm0", "8@8(%rax,%rbx,4)", "8@global(%rip)", "16@%rax", "", "8@", "8@$x"]
+    ("text", "why"),
+    [
+        ("8f@%xmm0", "a floating point number"),
+        ("-4f@8(%rsp)", "a floating point number"),
+        ("8@8(%rax,%rbx,4)", "a register and an index"),
+        ("8@(%rdi,%rax,8)", "a register and an index"),
+        ("-4@(,%rax,4)", "a register and an index"),
+        ("8@global(%rip)", "at a symbol"),
+        ("8@global+4(%rip)", "at a symbol"),
+        ("16@%rax", "neither a constant"),
+        ("", "neither a constant"),
+        ("8@", "neither a constant"),
+        ("8@$x", "neither a constant"),
+    ],
 )
-def test_an_argument_that_bpf_cannot_read_is_refused(text: str) -> None:
-    with pytest.raises(FormatError, match="parse USDT argument"):
+def test_an_argument_that_bpf_cannot_read_is_refused_by_name(text: str, why: str) -> None:
+    with pytest.raises(FormatError) as refused:
         parse_argument(text)
+    assert str(refused.value).startswith(f"parse USDT argument {text}: ")
+    assert why in str(refused.value)
 
 
 def test_arguments_are_parted_where_they_end() -> None:

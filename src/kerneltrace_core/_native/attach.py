@@ -1,6 +1,6 @@
 """Attaching as Python functions: one system call each, every return code checked on its line.
 
-Each that attaches returns a descriptor; closing it detaches. Thread-safe, the GIL is released.
+Each that attaches returns what owns the attachment. Thread-safe, the GIL is released.
 Raises AttachError, or PrivilegeError for EPERM and EACCES, with ``act`` and the errno: what
 that means for a certain probe is said by the callers.
 """
@@ -8,12 +8,12 @@ that means for a certain probe is said by the callers.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from kerneltrace_core._native.held import Descriptor, LibbpfLink
 from kerneltrace_core._native.lib import (
-    Link,
     Program,
     _log_begin,
     _log_end,
@@ -29,7 +29,9 @@ __all__ = [
     "attach_by_section",
     "create_link",
     "create_uprobe_link",
+    "detach",
     "enable_perf_event",
+    "new_filter",
     "open_perf_event",
     "open_tracepoint",
     "program_facts",
@@ -42,6 +44,8 @@ __all__ = [
     "tc_hook_destroy",
     "update_map",
 ]
+
+HeldFilter = Any  # a C struct, opaque here
 
 NO_KERNEL_BTF = "failed to find valid kernel BTF"  # libbpf, bpf_object__load_vmlinux_btf()
 THREADS = 1
@@ -69,6 +73,12 @@ def _checked(act: str, code: int) -> int:
     if code < 0:
         _refused(act, -code)
     return code
+
+
+def _held(act: str, call: Callable[..., int], *arguments: object) -> Descriptor:
+    held = Descriptor()
+    _checked(act, held.fill(call, *arguments))
+    return held
 
 
 # ---- programs before load ---------------------------------------------------
@@ -105,18 +115,17 @@ def set_attach_target(program: Program, name: str) -> None:
 # ---- tracepoints and links --------------------------------------------------
 
 
-def open_tracepoint(program_fd: int, name: str | None) -> int:
+def open_tracepoint(program_fd: int, name: str | None) -> Descriptor:
     """Attach to a raw tracepoint, or (None) to what the program was loaded for."""
     text = ffi.NULL if name is None else ffi.new("char[]", name.encode())
-    return _checked("open raw tracepoint", lib.kt_tracepoint_open(program_fd, text))
+    return _held("open raw tracepoint", lib.kt_tracepoint_open, program_fd, text)
 
 
 def create_link(
     program_fd: int, target: int, attach_type: int, *, flags: int = 0, cookie: int = 0
-) -> int:
+) -> Descriptor:
     """Attach to a descriptor or network interface."""
-    code = lib.kt_link_create(program_fd, target, attach_type, flags, cookie)
-    return _checked("create link", code)
+    return _held("create link", lib.kt_link_create, program_fd, target, attach_type, flags, cookie)
 
 
 def create_uprobe_link(
@@ -128,17 +137,17 @@ def create_uprobe_link(
     cookies: Sequence[int] | None = None,
     pid: int = 0,
     is_return: bool = False,
-) -> int:
+) -> Descriptor:
     """Attach to offsets of a file by one uprobe_multi link (6.6); pid 0 is every process."""
 
     def array(values: Sequence[int] | None) -> object:
         return ffi.NULL if values is None else ffi.new("uint64_t[]", list(values))
 
-    code = lib.kt_link_uprobes(
+    return _held(
+        "create uprobe_multi link", lib.kt_link_uprobes,
         program_fd, ffi.new("char[]", path), array(offsets), array(counters), array(cookies),
         len(offsets), pid, is_return,
     )  # fmt: skip
-    return _checked("create uprobe_multi link", code)
 
 
 # ---- perf events ------------------------------------------------------------
@@ -156,14 +165,14 @@ def open_perf_event(
     inherit: int = 0,
     pid: int = -1,
     cpu: int = -1,
-) -> int:
+) -> Descriptor:
     """Open a disabled perf event; ``inherit`` is 0, THREADS (5.13) or PROCESSES."""
     text = ffi.NULL if name is None else ffi.new("char[]", name)
     wanted = ffi.new(
         "struct kt_perf *",
         (kind, config, text, config1, config2, period, by_frequency, inherit, pid, cpu),
     )
-    return _checked("open perf event", lib.kt_perf_open(wanted))
+    return _held("open perf event", lib.kt_perf_open, wanted)
 
 
 def enable_perf_event(fd: int) -> None:
@@ -179,16 +188,15 @@ def set_perf_program(fd: int, program_fd: int) -> None:
 # ---- traffic control --------------------------------------------------------
 
 
-def tc_hook_create(interface: int) -> bool:
-    """Give an interface a clsact qdisc; False if it has one."""
-    try:
-        with _logged():
-            _checked("create clsact qdisc", lib.kt_tc_hook_create(interface))
-    except AttachError as error:
-        if error.errno != errno.EEXIST:
-            raise
-        return False
-    return True
+def new_filter() -> HeldFilter:
+    """Return the struct in which the calls below say what they made; see struct kt_held_filter."""
+    return ffi.new("struct kt_held_filter *")
+
+
+def tc_hook_create(interface: int, held: HeldFilter) -> None:
+    """Give an interface a clsact qdisc, if it has none."""
+    with _logged():
+        _checked("create clsact qdisc", lib.kt_tc_hook_create(interface, held))
 
 
 def tc_hook_destroy(interface: int) -> None:
@@ -197,31 +205,35 @@ def tc_hook_destroy(interface: int) -> None:
         _checked("remove clsact qdisc", lib.kt_tc_hook_destroy(interface))
 
 
-def tc_attach(interface: int, *, egress: bool, program_fd: int) -> tuple[int, int]:
-    """Add a filter; its handle and priority, which ``tc_detach`` takes."""
-    place = ffi.new("uint32_t[2]")
+def tc_attach(interface: int, held: HeldFilter, *, egress: bool, program_fd: int) -> None:
+    """Add a filter."""
     with _logged():
-        code = lib.kt_tc_attach(interface, egress, program_fd, place, place + 1)
-        _checked("add tc filter", code)
-    return int(place[0]), int(place[1])
+        _checked("add tc filter", lib.kt_tc_attach(interface, egress, program_fd, held))
 
 
-def tc_detach(interface: int, *, egress: bool, handle: int, priority: int) -> None:
+def tc_detach(interface: int, held: HeldFilter, *, egress: bool) -> None:
     """Remove a filter."""
     with _logged():
-        _checked("remove tc filter", lib.kt_tc_detach(interface, egress, handle, priority))
+        _checked("remove tc filter", lib.kt_tc_detach(interface, egress, held))
 
 
 # ---- what is left to libbpf -------------------------------------------------
 
 
-def attach_by_section(program: Program) -> Link:
-    """Attach as libbpf reads the section; the link is the caller's, to destroy."""
+def attach_by_section(program: Program, act: str = "attach by section") -> LibbpfLink:
+    """Attach as libbpf reads the section."""
+    held = LibbpfLink()
     with _logged():
-        link = lib.bpf_program__attach(program)
-        if link == ffi.NULL:
-            _refused("attach by section", ffi.errno)
-    return link
+        code = held.fill(program)
+        if code in (-errno.EPERM, -errno.EACCES):
+            raise PrivilegeError(f"{act}: {_reason(-code)}", errno=-code, log=_log_lines())
+        _checked(act, code)
+    return held
+
+
+def detach(link: LibbpfLink) -> None:
+    """Detach what was attached by its section."""
+    _checked("detach", link.end())
 
 
 def update_map(fd: int, key: bytes, value: bytes) -> None:

@@ -13,15 +13,15 @@ from cffi import FFI
 HERE = Path(__file__).resolve().parent
 LIBRARY_FOLDERS = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/local/lib64")
 LIBRARIES = ("bpf", "elf", "z")
-SHIMS = ("shim", "shim_attach", "shim_maps", "shim_ring", "shim_share")
+SHIMS = ("shim", "shim_attach", "shim_maps", "shim_perf", "shim_ring", "shim_share")
 
 DECLARATIONS = """
 struct bpf_object; struct bpf_program; struct bpf_map; struct bpf_link; struct btf;
 
-struct bpf_object *kt_object_open(const void *bytes, size_t size, const char *name,
-                                  const char *btf_path);
+int kt_object_open(const void *bytes, size_t size, const char *name, const char *btf_path,
+                   struct bpf_object **held);
+void kt_object_free(struct bpf_object **held);
 int bpf_object__load(struct bpf_object *object);
-void bpf_object__close(struct bpf_object *object);
 struct bpf_program *bpf_object__find_program_by_name(const struct bpf_object *, const char *);
 struct bpf_map *bpf_object__find_map_by_name(const struct bpf_object *, const char *);
 
@@ -29,8 +29,6 @@ int bpf_program__set_autoload(struct bpf_program *program, bool autoload);
 struct bpf_program *bpf_object__next_program(const struct bpf_object *, struct bpf_program *);
 const char *bpf_program__name(const struct bpf_program *program);
 int bpf_program__fd(const struct bpf_program *program);
-struct bpf_link *bpf_program__attach(const struct bpf_program *program);
-int bpf_link__destroy(struct bpf_link *link);
 int bpf_link__fd(const struct bpf_link *link);
 int kt_program_run(int program_fd, void *context, size_t size);
 
@@ -44,22 +42,29 @@ int bpf_program__set_attach_target(struct bpf_program *program, int fd, const ch
 int bpf_obj_get_info_by_fd(int fd, void *info, uint32_t *size);
 int bpf_enable_stats(int type);
 
-int kt_tracepoint_open(int program_fd, const char *name);
-int kt_link_create(int program_fd, int target, int attach_type, uint32_t flags, uint64_t cookie);
+void kt_descriptor_close(int *held);
+int kt_tracepoint_open(int program_fd, const char *name, int *held);
+int kt_link_create(int program_fd, int target, int attach_type, uint32_t flags, uint64_t cookie,
+                   int *held);
 int kt_link_uprobes(int program_fd, const char *path, const uint64_t *offsets,
                     const uint64_t *counters, const uint64_t *cookies, uint32_t count, int pid,
-                    int is_return);
+                    int is_return, int *held);
+struct kt_held_link { struct bpf_link *link; int process; };
+int kt_section_attach(const struct bpf_program *program, struct kt_held_link *held);
+int kt_held_link_end(struct kt_held_link *held);
+void kt_held_link_free(struct kt_held_link *held);
 struct kt_perf {
     uint32_t type; uint64_t config; const char *name; uint64_t config1; uint64_t config2;
     uint64_t period; int by_frequency; int inherit; int pid; int cpu;
 };
-int kt_perf_open(const struct kt_perf *wanted);
+int kt_perf_open(const struct kt_perf *wanted, int *held);
 int kt_perf_enable(int perf_fd);
 int kt_perf_set_program(int perf_fd, int program_fd);
-int kt_tc_hook_create(int interface);
+struct kt_held_filter { uint32_t handle, priority; int made_hook; };
+int kt_tc_hook_create(int interface, struct kt_held_filter *held);
 int kt_tc_hook_destroy(int interface);
-int kt_tc_attach(int interface, int egress, int program_fd, uint32_t *handle, uint32_t *priority);
-int kt_tc_detach(int interface, int egress, uint32_t handle, uint32_t priority);
+int kt_tc_attach(int interface, int egress, int program_fd, struct kt_held_filter *held);
+int kt_tc_detach(int interface, int egress, struct kt_held_filter *held);
 
 int bpf_map__fd(const struct bpf_map *map);
 int bpf_map__set_max_entries(struct bpf_map *map, uint32_t entries);
@@ -108,15 +113,16 @@ void *kt_region_anonymous(size_t size);
 int kt_region_forget(void *address, size_t size);
 
 struct kt_ring { uint64_t *consumer; const uint64_t *producer; const uint8_t *data;
-                 uint64_t size; };
+                 uint64_t size; int process; };
 struct kt_drained { uint64_t bytes, records, discarded, lost, needed; int more; };
 struct kt_wanted { uint32_t size; int tag_offset; uint32_t tag_size; uint32_t tags_count;
                    const uint64_t *tags; };
 struct kt_perf_ring { const uint64_t *head; uint64_t *tail; const uint8_t *data; uint64_t size;
-                 uint32_t cpu; int fd; void *mapping; uint64_t mapped; };
+                 uint32_t cpu; int fd; void *mapping; uint64_t mapped; int process; };
 int kt_map_shape(int map_fd, uint32_t *type, uint32_t *entries);
 int kt_ring_map(int map_fd, struct kt_ring *ring);
 int kt_ring_unmap(struct kt_ring *ring);
+void kt_ring_free(struct kt_ring *ring);
 int kt_ring_drain(const struct kt_ring *ring, void *out, uint64_t out_size, uint64_t limit,
                   struct kt_drained *result);
 int kt_ring_drain_strided(const struct kt_ring *ring, const struct kt_wanted *wanted, void *out,
@@ -127,6 +133,7 @@ uint64_t kt_frames_select(const void *frames, uint64_t size, const struct kt_wan
                           int exact, void *out);
 int kt_perf_ring_open(int map_fd, uint32_t cpu, uint32_t pages, struct kt_perf_ring *perf);
 int kt_perf_ring_close(struct kt_perf_ring *perf);
+void kt_perf_ring_free(struct kt_perf_ring *perf);
 int kt_perf_ring_drain(const struct kt_perf_ring *perf, void *out, uint64_t out_size,
                        uint64_t limit, struct kt_drained *result);
 uint64_t kt_perf_ring_pending(const struct kt_perf_ring *perf);
@@ -151,6 +158,7 @@ SOURCE = """
 #include <bpf/libbpf.h>
 #include "shim.h"
 #include "shim_maps.h"
+#include "shim_perf.h"
 #include "shim_ring.h"
 #include "shim_share.h"
 #include "shim_attach.h"
@@ -205,7 +213,7 @@ def make_ffi() -> FFI:
         SOURCE,
         sources=[os.path.relpath(HERE / f"{name}.c", root) for name in SHIMS],
         depends=[
-            *(os.path.relpath(HERE / f"{name}.h", root) for name in SHIMS),
+            *(os.path.relpath(HERE / f"{name}.h", root) for name in (*SHIMS, "shim_frames")),
             "probes/include/kt_region.h",
         ],
         include_dirs=[os.path.relpath(HERE, root), "probes/include"],

@@ -11,16 +11,10 @@ import errno as errno_names
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NoReturn, TypeVar
 
-from kerneltrace_core.errors import (
-    AttachError,
-    KernelTraceError,
-    LoadError,
-    NativeMissingError,
-    PrivilegeError,
-)
+from kerneltrace_core.errors import LoadError, NativeMissingError, PrivilegeError
 
 try:
     # By another module of this package too, which is not to import the extension itself.
@@ -37,7 +31,6 @@ except ImportError as cause:
 Object = Any
 Program = Any
 Map = Any
-Link = Any
 Btf = Any
 
 ABI: int = lib.KT_ABI
@@ -118,16 +111,14 @@ def _reason(code: int) -> str:
     return f"{os.strerror(code)} ({errno_names.errorcode.get(code, code)})"
 
 
-def _refused(act: str, code: int, error: Callable[..., KernelTraceError] = LoadError) -> NoReturn:
+def _refused(act: str, code: int) -> NoReturn:
     _log_end(failed=True)
     if code in (errno_names.EPERM, errno_names.EACCES) and not _verifier_spoke(_log_lines()):
         raise PrivilegeError(f"{act}: {_reason(code)}", errno=code, log=_log_lines())
-    if error is LoadError:
-        log = _log_lines()
-        if code == errno_names.EINVAL and _descriptors_exhausted(log):
-            code = errno_names.EMFILE
-        raise LoadError(f"{act}: {_reason(code)}", errno=code, log=log)
-    raise error(f"{act}: {_reason(code)}", errno=code)
+    log = _log_lines()
+    if code == errno_names.EINVAL and _descriptors_exhausted(log):
+        code = errno_names.EMFILE
+    raise LoadError(f"{act}: {_reason(code)}", errno=code, log=log)
 
 
 def _verifier_spoke(log: tuple[str, ...]) -> bool:
@@ -152,15 +143,14 @@ def _checked(act: str, code: int) -> int:
 
 
 def open_object(data: bytes, name: str, btf_path: str | None = None) -> Object:
-    """Parse an ELF object. Raises LoadError. The caller closes it."""
+    """Parse an ELF object. Raises LoadError. The caller closes it, or forgets it."""
     _log_begin()
     path = ffi.NULL if btf_path is None else os.fsencode(btf_path)
     shown = name.encode("utf-8", "backslashreplace")  # of a path, which may be any bytes
-    found = lib.kt_object_open(data, len(data), shown, path)
-    if found == ffi.NULL:
-        _refused(f"open BPF object {name}", ffi.errno)
+    held = ffi.gc(ffi.new("struct bpf_object **"), lib.kt_object_free)  # as held.py has it
+    _checked(f"open BPF object {name}", lib.kt_object_open(data, len(data), shown, path, held))
     _log_end(failed=False)
-    return found
+    return held
 
 
 def load_object(opened: Object, name: str) -> None:
@@ -169,13 +159,13 @@ def load_object(opened: Object, name: str) -> None:
     Raises LoadError with the verifier's log, PrivilegeError.
     """
     _log_begin()
-    _checked(f"load BPF object {name}", lib.bpf_object__load(opened))
+    _checked(f"load BPF object {name}", lib.bpf_object__load(opened[0]))
     _log_end(failed=False)
 
 
 def close_object(opened: Object) -> None:
-    """Free the object, its maps and programs. Links must be destroyed before."""
-    lib.bpf_object__close(opened)
+    """Free the object, its maps and programs; may be repeated. Links must have ended before."""
+    lib.kt_object_free(opened)
 
 
 # ---- programs ---------------------------------------------------------------
@@ -183,10 +173,10 @@ def close_object(opened: Object) -> None:
 
 def programs(opened: Object) -> Iterator[tuple[str, Program]]:
     """Yield each program of an object with its name."""
-    program = lib.bpf_object__next_program(opened, ffi.NULL)
+    program = lib.bpf_object__next_program(opened[0], ffi.NULL)
     while program != ffi.NULL:
         yield c_text(lib.bpf_program__name(program)), program
-        program = lib.bpf_object__next_program(opened, program)
+        program = lib.bpf_object__next_program(opened[0], program)
 
 
 def set_autoload(program: Program, wanted: bool) -> None:
@@ -204,32 +194,12 @@ def run_program(fd: int, context: bytearray, act: str) -> None:
     _checked(act, lib.kt_program_run(fd, ffi.from_buffer(context), len(context)))
 
 
-def attach(program: Program, name: str) -> Link:
-    """Attach a program where its section says. Raises AttachError, PrivilegeError."""
-    _log_begin()
-    link = lib.bpf_program__attach(program)
-    if link == ffi.NULL:
-        _refused(f"attach program {name}", ffi.errno, AttachError)
-    _log_end(failed=False)
-    return link
-
-
-def link_fd(link: Link) -> int:
-    """Return the descriptor of a link."""
-    return _checked("get link descriptor", lib.bpf_link__fd(link))
-
-
-def destroy_link(link: Link) -> None:
-    """Detach and free."""
-    _checked("detach", lib.bpf_link__destroy(link))
-
-
 # ---- maps -------------------------------------------------------------------
 
 
 def find_map(opened: Object, name: str) -> Map:
     """Return a map of an object. Raises LoadError if it has none of that name."""
-    found = lib.bpf_object__find_map_by_name(opened, name.encode())
+    found = lib.bpf_object__find_map_by_name(opened[0], name.encode())
     if found == ffi.NULL:
         raise LoadError(f"find map {name}: the object has no such map", errno=ffi.errno)
     return found
@@ -262,7 +232,7 @@ def initial_value(found: Map) -> memoryview:
 def variable(opened: Object, section: str, name: str) -> tuple[int, int]:
     """Return offset and size of a global variable in its section. Raises LoadError."""
     place = ffi.new("unsigned int[2]")
-    code = lib.kt_variable(opened, section.encode(), name.encode(), place, place + 1)
+    code = lib.kt_variable(opened[0], section.encode(), name.encode(), place, place + 1)
     if code < 0:
         raise LoadError(f"find variable {name}: not in {section} of the object", errno=-code)
     return int(place[0]), int(place[1])

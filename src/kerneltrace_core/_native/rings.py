@@ -1,7 +1,7 @@
 """Ring and perf buffers through the shim: one C call each, without the interpreter's lock.
 
 Not thread-safe for one buffer. Memory belongs to the caller: a buffer that was unmapped must
-not be given here again.
+not be drained again.
 """
 
 from __future__ import annotations
@@ -118,11 +118,11 @@ def select_frames(frames: bytes, wanted: Wanted, exact: bool) -> bytes:
 
 
 def map_ring(fd: int, name: str) -> Ring:
-    """Map a ring buffer's pages; a forked child does not have them. The caller unmaps it.
+    """Map a ring buffer's pages; a forked child does not have them. Forgetting it unmaps it.
 
     Least kernel 5.8. Raises RingError, PrivilegeError.
     """
-    ring = ffi.new("struct kt_ring *")
+    ring = ffi.gc(ffi.new("struct kt_ring *"), lib.kt_ring_free)  # as held.py has it
     code = lib.kt_ring_map(fd, ring)
     if code < 0:
         _refused(f"map ring {name}", -code)
@@ -139,7 +139,7 @@ def memory_ring(positions: bytearray, data: bytearray) -> Ring:
 
 
 def unmap_ring(ring: Ring, name: str) -> None:
-    """Give the pages back."""
+    """Give the pages back; may be repeated."""
     code = lib.kt_ring_unmap(ring)
     if code < 0:
         _refused(f"unmap ring {name}", -code)
@@ -177,11 +177,11 @@ def spin_on_ring(ring: Ring, nanoseconds: int) -> bool:
 
 
 def open_perf(map_fd: int, cpu: int, pages: int, name: str) -> Perf:
-    """Open one CPU's part of a perf buffer. The caller closes it.
+    """Open one CPU's part of a perf buffer. Forgetting it closes it.
 
     Raises RingError, PrivilegeError.
     """
-    perf = ffi.new("struct kt_perf_ring *")
+    perf = ffi.gc(ffi.new("struct kt_perf_ring *", {"fd": -1}), lib.kt_perf_ring_free)
     code = lib.kt_perf_ring_open(map_fd, cpu, pages, perf)
     if code < 0:
         _refused(f"open perf buffer {name} of CPU {cpu}", -code)
@@ -193,7 +193,8 @@ def memory_perf(positions: bytearray, data: bytearray, cpu: int) -> Perf:
     perf = ffi.new("struct kt_perf_ring *")
     both = ffi.cast("uint64_t *", ffi.from_buffer(positions))
     perf.head, perf.tail = both, both + 1
-    perf.data, perf.size, perf.cpu = ffi.cast("uint8_t *", ffi.from_buffer(data)), len(data), cpu
+    perf.data, perf.size = ffi.cast("uint8_t *", ffi.from_buffer(data)), len(data)
+    perf.cpu, perf.fd = cpu, -1
     return perf
 
 
@@ -203,7 +204,7 @@ def perf_fd(perf: Perf) -> int:
 
 
 def close_perf(perf: Perf, name: str) -> None:
-    """Give the pages and the descriptor back."""
+    """Give the pages and the descriptor back; of a forked child the descriptor."""
     code = lib.kt_perf_ring_close(perf)
     if code < 0:
         _refused(f"close perf buffer {name}", -code)

@@ -82,13 +82,22 @@ const char *kt_log_end(void)
 
 /* ---- calls whose options are structs ------------------------------------ */
 
-struct bpf_object *kt_object_open(const void *bytes, size_t size, const char *name,
-				  const char *btf_path)
+int kt_object_open(const void *bytes, size_t size, const char *name, const char *btf_path,
+		   struct bpf_object **held)
 {
 	LIBBPF_OPTS(bpf_object_open_opts, options, .object_name = name,
 		    .btf_custom_path = btf_path);
 
-	return bpf_object__open_mem(bytes, size, &options);
+	*held = bpf_object__open_mem(bytes, size, &options);
+	return *held ? 0 : -errno;
+}
+
+void kt_object_free(struct bpf_object **held)
+{
+	struct bpf_object *object = *held;
+
+	*held = NULL;
+	bpf_object__close(object);
 }
 
 int kt_program_run(int program_fd, void *context, size_t size)

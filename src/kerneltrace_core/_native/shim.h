@@ -18,9 +18,13 @@ struct btf;
 void kt_log_begin(int debug);
 const char *kt_log_end(void);
 
-/* NULL and errno on failure. btf_path may be NULL: the running kernel's. */
-struct bpf_object *kt_object_open(const void *bytes, size_t size, const char *name,
-				  const char *btf_path);
+/*
+ * 0, or a negative errno. btf_path may be NULL: the running kernel's. The object is stored by the
+ * call itself, for who frees that memory to free it too: see shim_attach.h.
+ */
+int kt_object_open(const void *bytes, size_t size, const char *name, const char *btf_path,
+		   struct bpf_object **held);
+void kt_object_free(struct bpf_object **held); /* and forget it */
 
 /* 0, or a negative errno. The context is read and written back. */
 int kt_program_run(int program_fd, void *context, size_t size);

@@ -47,14 +47,32 @@ static int bpf_call(int command, void *attr, size_t size)
 	return result < 0 ? -errno : (int)result;
 }
 
-int kt_tracepoint_open(int program_fd, const char *name)
+static int hold(long descriptor, int *held)
+{
+	if (descriptor < 0)
+		return (int)descriptor;
+	*held = (int)descriptor;
+	return 0;
+}
+
+void kt_descriptor_close(int *held)
+{
+	int descriptor = *held;
+
+	*held = -1;
+	if (descriptor >= 0)
+		close(descriptor);
+}
+
+int kt_tracepoint_open(int program_fd, const char *name, int *held)
 {
 	struct tracepoint_open attr = { .name = (uintptr_t)name, .program_fd = program_fd };
 
-	return bpf_call(BPF_RAW_TRACEPOINT_OPEN, &attr, sizeof(attr));
+	return hold(bpf_call(BPF_RAW_TRACEPOINT_OPEN, &attr, sizeof(attr)), held);
 }
 
-int kt_link_create(int program_fd, int target, int attach_type, uint32_t flags, uint64_t cookie)
+int kt_link_create(int program_fd, int target, int attach_type, uint32_t flags, uint64_t cookie,
+		   int *held)
 {
 	struct link_create attr;
 
@@ -64,12 +82,12 @@ int kt_link_create(int program_fd, int target, int attach_type, uint32_t flags, 
 	attr.attach_type = attach_type;
 	attr.flags = flags;
 	attr.cookie = cookie;
-	return bpf_call(BPF_LINK_CREATE, &attr, sizeof(attr));
+	return hold(bpf_call(BPF_LINK_CREATE, &attr, sizeof(attr)), held);
 }
 
 int kt_link_uprobes(int program_fd, const char *path, const uint64_t *offsets,
 		    const uint64_t *counters, const uint64_t *cookies, uint32_t count, int pid,
-		    int is_return)
+		    int is_return, int *held)
 {
 	struct link_create attr;
 
@@ -83,10 +101,32 @@ int kt_link_uprobes(int program_fd, const char *path, const uint64_t *offsets,
 	attr.uprobes.count = count;
 	attr.uprobes.pid = pid;
 	attr.uprobes.flags = is_return ? UPROBE_MULTI_RETURN : 0;
-	return bpf_call(BPF_LINK_CREATE, &attr, sizeof(attr));
+	return hold(bpf_call(BPF_LINK_CREATE, &attr, sizeof(attr)), held);
 }
 
-int kt_perf_open(const struct kt_perf *wanted)
+int kt_section_attach(const struct bpf_program *program, struct kt_held_link *held)
+{
+	held->process = getpid();
+	held->link = bpf_program__attach(program);
+	return held->link ? 0 : -errno;
+}
+
+int kt_held_link_end(struct kt_held_link *held)
+{
+	struct bpf_link *link = held->link;
+
+	held->link = NULL;
+	if (link && held->process != getpid())
+		return close(bpf_link__fd(link)) ? -errno : 0;
+	return bpf_link__destroy(link);
+}
+
+void kt_held_link_free(struct kt_held_link *held)
+{
+	kt_held_link_end(held);
+}
+
+int kt_perf_open(const struct kt_perf *wanted, int *held)
 {
 	struct perf_event_attr attr;
 	long result;
@@ -104,7 +144,7 @@ int kt_perf_open(const struct kt_perf *wanted)
 	attr.disabled = 1;
 	result = syscall(__NR_perf_event_open, &attr, wanted->pid, wanted->cpu, -1,
 			 PERF_FLAG_FD_CLOEXEC);
-	return result < 0 ? -errno : (int)result;
+	return hold(result < 0 ? -errno : result, held);
 }
 
 int kt_perf_enable(int perf_fd)
@@ -117,11 +157,13 @@ int kt_perf_set_program(int perf_fd, int program_fd)
 	return ioctl(perf_fd, PERF_EVENT_IOC_SET_BPF, program_fd) ? -errno : 0;
 }
 
-int kt_tc_hook_create(int interface)
+int kt_tc_hook_create(int interface, struct kt_held_filter *held)
 {
 	LIBBPF_OPTS(bpf_tc_hook, hook, .ifindex = interface, .attach_point = BPF_TC_INGRESS);
+	int code = bpf_tc_hook_create(&hook);
 
-	return bpf_tc_hook_create(&hook);
+	held->made_hook = !code;
+	return code == -EEXIST ? 0 : code;
 }
 
 int kt_tc_hook_destroy(int interface)
@@ -132,23 +174,26 @@ int kt_tc_hook_destroy(int interface)
 	return bpf_tc_hook_destroy(&hook);
 }
 
-int kt_tc_attach(int interface, int egress, int program_fd, uint32_t *handle, uint32_t *priority)
+int kt_tc_attach(int interface, int egress, int program_fd, struct kt_held_filter *held)
 {
 	LIBBPF_OPTS(bpf_tc_hook, hook, .ifindex = interface,
 		    .attach_point = egress ? BPF_TC_EGRESS : BPF_TC_INGRESS);
 	LIBBPF_OPTS(bpf_tc_opts, options, .prog_fd = program_fd);
 	int code = bpf_tc_attach(&hook, &options);
 
-	*handle = options.handle;
-	*priority = options.priority;
+	if (!code) {
+		held->handle = options.handle;
+		held->priority = options.priority;
+	}
 	return code;
 }
 
-int kt_tc_detach(int interface, int egress, uint32_t handle, uint32_t priority)
+int kt_tc_detach(int interface, int egress, struct kt_held_filter *held)
 {
 	LIBBPF_OPTS(bpf_tc_hook, hook, .ifindex = interface,
 		    .attach_point = egress ? BPF_TC_EGRESS : BPF_TC_INGRESS);
-	LIBBPF_OPTS(bpf_tc_opts, options, .handle = handle, .priority = priority);
+	LIBBPF_OPTS(bpf_tc_opts, options, .handle = held->handle, .priority = held->priority);
 
+	held->handle = 0;
 	return bpf_tc_detach(&hook, &options);
 }

@@ -4,29 +4,18 @@
 #include <bpf/bpf.h>
 #include <errno.h>
 #include <linux/bpf.h>
-#include <linux/perf_event.h>
 #include <stdbool.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
-#define HEADER 8
 #define LENGTH (~(BPF_RINGBUF_BUSY_BIT | BPF_RINGBUF_DISCARD_BIT))
 /* The position is given back so often: a program that waits for space gets it soon, and the
  * cache line that it reads is not taken from it at every record. */
 #define GIVE_BACK 4096
 
 #define AHEAD 1024
-
-#define ALWAYS_INLINE inline __attribute__((always_inline))
-
-static ALWAYS_INLINE uint64_t round_up(uint64_t bytes)
-{
-	return (bytes + 7) & ~7ULL;
-}
 
 /* Records are short: cheaper than a call of memcpy. Rounds up: both sides have the space. */
 static ALWAYS_INLINE void copy_words(uint8_t *to, const uint8_t *from, uint64_t bytes)
@@ -40,21 +29,6 @@ static ALWAYS_INLINE void copy_words(uint8_t *to, const uint8_t *from, uint64_t 
 	for (; bytes; bytes -= 8, to += 8, from += 8)
 		__builtin_memcpy(to, from, 8);
 }
-
-static ALWAYS_INLINE uint8_t *begin_frame(uint8_t *to, uint32_t length, uint32_t origin)
-{
-	__builtin_memcpy(to, &length, 4);
-	__builtin_memcpy(to + 4, &origin, 4);
-	return to + HEADER;
-}
-
-static ALWAYS_INLINE void clear_padding(uint8_t *payload, uint64_t length)
-{
-	for (uint64_t at = length; at & 7; at++)
-		payload[at] = 0;
-}
-
-/* ---- ring buffers --------------------------------------------------------- */
 
 int kt_map_shape(int map_fd, uint32_t *type, uint32_t *entries)
 {
@@ -92,6 +66,7 @@ int kt_ring_map(int map_fd, struct kt_ring *ring)
 	ring->producer = rest;
 	ring->data = (uint8_t *)rest + page;
 	ring->size = size;
+	ring->process = getpid();
 	/* A forked child that drained the ring would take the records from its parent. */
 	if (madvise(consumer, page, MADV_DONTFORK) ||
 	    madvise(rest, page + 2ULL * size, MADV_DONTFORK)) {
@@ -104,10 +79,19 @@ int kt_ring_map(int map_fd, struct kt_ring *ring)
 int kt_ring_unmap(struct kt_ring *ring)
 {
 	uint64_t page = sysconf(_SC_PAGESIZE);
+	uint64_t *consumer = ring->consumer;
 
-	if (munmap(ring->consumer, page) || munmap((void *)ring->producer, page + 2 * ring->size))
+	ring->consumer = NULL;
+	if (!consumer || ring->process != getpid())
+		return 0;
+	if (munmap(consumer, page) || munmap((void *)ring->producer, page + 2 * ring->size))
 		return -errno;
 	return 0;
+}
+
+void kt_ring_free(struct kt_ring *ring)
+{
+	kt_ring_unmap(ring);
 }
 
 static ALWAYS_INLINE uint32_t header_at(const struct kt_ring *ring, uint64_t position)
@@ -163,7 +147,7 @@ int kt_ring_drain(const struct kt_ring *ring, void *out, uint64_t out_size, uint
 	memset(result, 0, sizeof(*result));
 	while (ready(ring, position, &end, &header)) {
 		uint64_t length = header & LENGTH;
-		uint64_t step = HEADER + round_up(length);
+		uint64_t step = KT_FRAME_HEADER + round_up(length);
 
 		if (step > end - position || step > ring->size) {
 			code = -EBADMSG;
@@ -177,7 +161,8 @@ int kt_ring_drain(const struct kt_ring *ring, void *out, uint64_t out_size, uint
 		if (header & BPF_RINGBUF_DISCARD_BIT) {
 			result->discarded++;
 		} else {
-			const uint8_t *from = ring->data + (position & (ring->size - 1)) + HEADER;
+			const uint8_t *from =
+				ring->data + (position & (ring->size - 1)) + KT_FRAME_HEADER;
 
 			if (result->records == limit || out_size < step) {
 				result->needed = result->records || !limit ? 0 : step;
@@ -185,9 +170,9 @@ int kt_ring_drain(const struct kt_ring *ring, void *out, uint64_t out_size, uint
 				break;
 			}
 			to = begin_frame(to, length, 0);
-			copy_words(to, from, step - HEADER);
+			copy_words(to, from, step - KT_FRAME_HEADER);
 			clear_padding(to, length);
-			to += step - HEADER;
+			to += step - KT_FRAME_HEADER;
 			out_size -= step;
 			result->records++;
 		}
@@ -225,14 +210,14 @@ static ALWAYS_INLINE int drain_strided(const struct kt_ring *ring, const struct 
 {
 	uint64_t position = __atomic_load_n(ring->consumer, __ATOMIC_RELAXED);
 	uint64_t begin = position, given = position, end = produced(ring);
-	uint64_t size = wanted->size, step = HEADER + round_up(size);
+	uint64_t size = wanted->size, step = KT_FRAME_HEADER + round_up(size);
 	bool whole = !(size & 7);
 	uint32_t header;
 	int code = 0;
 
 	while (ready(ring, position, &end, &header)) {
-		uint64_t this_step = HEADER + round_up(header & LENGTH);
-		const uint8_t *from = ring->data + (position & (ring->size - 1)) + HEADER;
+		uint64_t this_step = KT_FRAME_HEADER + round_up(header & LENGTH);
+		const uint8_t *from = ring->data + (position & (ring->size - 1)) + KT_FRAME_HEADER;
 
 		if (this_step > end - position || this_step > ring->size) {
 			code = -EBADMSG;
@@ -252,7 +237,7 @@ static ALWAYS_INLINE int drain_strided(const struct kt_ring *ring, const struct 
 			}
 			/* The last record's copy may not go beyond the end. */
 			if (whole)
-				copy_words(out, from, step - HEADER);
+				copy_words(out, from, step - KT_FRAME_HEADER);
 			else
 				memcpy(out, from, size);
 			out += size;
@@ -330,153 +315,21 @@ uint64_t kt_frames_select(const void *frames, uint64_t size, const struct kt_wan
 	uint32_t tag_size = wanted->tag_offset < 0 ? 0 : wanted->tag_size;
 	uint8_t *to = out;
 
-	while (end - from >= HEADER) {
+	while (end - from >= KT_FRAME_HEADER) {
 		uint32_t length;
 		uint64_t step;
 
 		__builtin_memcpy(&length, from, 4);
-		step = HEADER + round_up(length);
+		step = KT_FRAME_HEADER + round_up(length);
 		if (step > (uint64_t)(end - from))
 			break;
 		if ((exact ? length == wanted->size : length >= wanted->size) &&
 		    (!tag_size || wanted->tag_offset + tag_size <= length) &&
-		    is_wanted(from + HEADER, wanted, tag_size)) {
+		    is_wanted(from + KT_FRAME_HEADER, wanted, tag_size)) {
 			memcpy(to, from, step);
 			to += step;
 		}
 		from += step;
 	}
 	return to - (uint8_t *)out;
-}
-
-/* ---- perf buffers ----------------------------------------------------------- */
-
-int kt_perf_ring_open(int map_fd, uint32_t cpu, uint32_t pages, struct kt_perf_ring *perf)
-{
-	struct perf_event_attr attr = {
-		.type = PERF_TYPE_SOFTWARE,
-		.size = sizeof(attr),
-		.config = PERF_COUNT_SW_BPF_OUTPUT,
-		.sample_type = PERF_SAMPLE_RAW,
-		.sample_period = 1,
-		.wakeup_events = 1,
-	};
-	uint64_t page = sysconf(_SC_PAGESIZE);
-	struct perf_event_mmap_page *control;
-	int code;
-
-	perf->cpu = cpu;
-	perf->mapping = MAP_FAILED;
-	perf->fd = syscall(SYS_perf_event_open, &attr, -1, cpu, -1, PERF_FLAG_FD_CLOEXEC);
-	if (perf->fd < 0)
-		return -errno;
-	perf->mapped = page * (pages + 1);
-	perf->mapping = mmap(NULL, perf->mapped, PROT_READ | PROT_WRITE, MAP_SHARED, perf->fd, 0);
-	if (perf->mapping == MAP_FAILED)
-		goto failed;
-	/* The kernel does so by itself; it costs nothing to say it. */
-	if (madvise(perf->mapping, perf->mapped, MADV_DONTFORK))
-		goto failed;
-	control = perf->mapping;
-	perf->head = (const uint64_t *)&control->data_head;
-	perf->tail = (uint64_t *)&control->data_tail;
-	perf->data = (uint8_t *)perf->mapping + page;
-	perf->size = page * pages;
-	if (bpf_map_update_elem(map_fd, &cpu, &perf->fd, BPF_ANY) ||
-	    ioctl(perf->fd, PERF_EVENT_IOC_ENABLE, 0))
-		goto failed;
-	return 0;
-failed:
-	code = -errno;
-	kt_perf_ring_close(perf);
-	return code;
-}
-
-int kt_perf_ring_close(struct kt_perf_ring *perf)
-{
-	int code = 0;
-
-	if (perf->mapping != MAP_FAILED && munmap(perf->mapping, perf->mapped))
-		code = -errno;
-	perf->mapping = MAP_FAILED;
-	/* The map lets go of the event when its last descriptor of ours is closed. */
-	if (perf->fd >= 0 && close(perf->fd) && !code)
-		code = -errno;
-	perf->fd = -1;
-	return code;
-}
-
-static void copy_around(const struct kt_perf_ring *perf, uint64_t position, void *out,
-			uint64_t bytes)
-{
-	uint64_t at = position & (perf->size - 1);
-	uint64_t first = bytes < perf->size - at ? bytes : perf->size - at;
-
-	memcpy(out, perf->data + at, first);
-	memcpy((uint8_t *)out + first, perf->data, bytes - first);
-}
-
-int kt_perf_ring_drain(const struct kt_perf_ring *perf, void *out, uint64_t out_size,
-		       uint64_t limit, struct kt_drained *result)
-{
-	uint64_t position = __atomic_load_n(perf->tail, __ATOMIC_RELAXED);
-	uint64_t end = __atomic_load_n(perf->head, __ATOMIC_ACQUIRE);
-	uint8_t *to = out;
-	int code = 0;
-
-	memset(result, 0, sizeof(*result));
-	while (position != end) {
-		struct perf_event_header header;
-
-		copy_around(perf, position, &header, sizeof(header));
-		if (header.size < sizeof(header) || header.size > end - position) {
-			code = -EBADMSG;
-			break;
-		}
-		if (header.type == PERF_RECORD_SAMPLE) {
-			uint32_t length;
-			uint64_t step;
-
-			copy_around(perf, position + sizeof(header), &length, sizeof(length));
-			if (header.size < sizeof(header) + 4 ||
-			    length > header.size - sizeof(header) - 4) {
-				code = -EBADMSG;
-				break;
-			}
-			step = HEADER + round_up(length);
-			if (result->records == limit || out_size < step) {
-				result->needed = result->records || !limit ? 0 : step;
-				result->more = 1;
-				break;
-			}
-			to = begin_frame(to, length, perf->cpu);
-			copy_around(perf, position + sizeof(header) + 4, to, length);
-			clear_padding(to, length);
-			to += step - HEADER;
-			out_size -= step;
-			result->records++;
-		} else if (header.type == PERF_RECORD_LOST) {
-			uint64_t lost[2];
-
-			if (header.size < sizeof(header) + sizeof(lost)) {
-				code = -EBADMSG;
-				break;
-			}
-			copy_around(perf, position + sizeof(header), lost, sizeof(lost));
-			result->lost += lost[1];
-		} else {
-			result->discarded++;
-		}
-		position += header.size;
-	}
-	/* All reads of the data before the store: the kernel overwrites it then. */
-	__atomic_store_n(perf->tail, position, __ATOMIC_RELEASE);
-	result->bytes = to - (uint8_t *)out;
-	return code;
-}
-
-uint64_t kt_perf_ring_pending(const struct kt_perf_ring *perf)
-{
-	return __atomic_load_n(perf->head, __ATOMIC_ACQUIRE) -
-	       __atomic_load_n(perf->tail, __ATOMIC_RELAXED);
 }

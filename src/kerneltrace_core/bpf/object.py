@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,6 +10,7 @@ from types import TracebackType
 
 from kerneltrace_core._native import attach as native_attach
 from kerneltrace_core._native import lib
+from kerneltrace_core._native.held import LibbpfLink
 from kerneltrace_core.bpf.program import ProgramFacts
 from kerneltrace_core.errors import ClosedError, LoadError
 
@@ -54,7 +54,7 @@ class BpfObject:
         self._stack.callback(lib.close_object, self._object)
         self._programs = dict(lib.programs(self._object))
         self._attach_targets: dict[str, str] = {}
-        self._links: dict[str, lib.Link] = {}
+        self._links: dict[str, LibbpfLink] = {}
         self.closed = False
 
     def __enter__(self) -> BpfObject:
@@ -165,9 +165,10 @@ class BpfObject:
     def attach(self, program: str) -> None:
         """Attach a loaded program to the hook that its section names."""
         self._check_open()
-        self._links[program] = lib.attach(self._programs[program], program)
+        act = f"attach program {program}"
+        self._links[program] = native_attach.attach_by_section(self._programs[program], act)
 
-    def attach_by_section(self, program: str) -> lib.Link:
+    def attach_by_section(self, program: str) -> LibbpfLink:
         """Attach a loaded program as libbpf reads its section; the link is the caller's.
 
         For what has no way of its own here; the object knows nothing of the link.
@@ -179,7 +180,7 @@ class BpfObject:
         """Detach a program; one that is not attached is left alone."""
         link = self._links.pop(program, None)
         if link is not None:
-            lib.destroy_link(link)
+            native_attach.detach(link)
 
     @property
     def attached(self) -> tuple[str, ...]:
@@ -199,7 +200,7 @@ class BpfObject:
     def link_fds(self) -> dict[str, int]:
         """Return the descriptors of the links by program; the object keeps them."""
         self._check_open()
-        return {program: lib.link_fd(link) for program, link in self._links.items()}
+        return {program: link.fd for program, link in self._links.items()}
 
     # ---- end ------------------------------------------------------------------------
 
@@ -223,8 +224,7 @@ class BpfObject:
     def abandon(self) -> None:
         """In a forked child: drop this process's references, and touch nothing else.
 
-        The parent's programs stay attached. A link is not destroyed, which for some kinds tells
-        the kernel to stop it for everybody; its descriptor is closed.
+        The parent's programs stay attached.
         """
         # Another thread of the parent may have held it at the fork.
         self._lock = threading.RLock()
@@ -233,7 +233,7 @@ class BpfObject:
         self.closed = True
         self._users = 0
         for link in self._links.values():
-            os.close(lib.link_fd(link))
+            link.end()
         self._links.clear()
         self._free()
 

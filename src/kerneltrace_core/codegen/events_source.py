@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from kerneltrace_core.btf.layout import ObjectLayout, Scalar, StructLayout
 from kerneltrace_core.codegen.annotate import Annotator
-from kerneltrace_core.codegen.names import Names, field_name, member_name, unhide
+from kerneltrace_core.codegen.names import Names, field_names, member_name, unhide
 
 __all__ = ["enum_source", "event_source", "fields_of"]
 
@@ -17,8 +17,12 @@ PADDING = re.compile(r"_*(pad|padding)_?\d*")
 
 def fields_of(struct: StructLayout) -> dict[str, str]:
     """Return the C fields that a class declares, by their Python names."""
-    names = [each.name for each in struct.fields() if not PADDING.fullmatch(each.name)]
-    return {field_name(name): name for name in names if not _is_private(name)}
+    names = [each.name for each in struct.fields()]
+    return {
+        attribute: name
+        for attribute, name in zip(field_names(names), names, strict=True)
+        if not PADDING.fullmatch(name) and not _is_private(name)
+    }
 
 
 def _is_private(name: str) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from kerneltrace_core.btf.layout import ArrayLayout, StructLayout
 from kerneltrace_core.codegen.annotate import Annotator
 from kerneltrace_core.codegen.choose import Chosen
-from kerneltrace_core.codegen.names import field_name, unhide
+from kerneltrace_core.codegen.names import field_names, unhide
 
 __all__ = ["fields_source"]
 
@@ -24,7 +24,8 @@ def fields_source(
     """
     name, called, struct = chosen.written[event], chosen.called[event], chosen.structs[event]
     optional = struct.is_union or any(_may_be_absent(member.type) for member in struct.members)
-    attributes = {field_name(each.name): each for each in struct.fields()}
+    names = field_names(each.name for each in struct.fields())
+    attributes = dict(zip(names, struct.fields(), strict=True))
     total = ", total=False" if optional else ""
     yield f"class {name}({annotator.use('TypedDict')}{total}):"
     yield f'    """What {struct.name or called} can be written from."""'

@@ -14,6 +14,7 @@ __all__ = [
     "attribute_name",
     "class_name",
     "field_name",
+    "field_names",
     "member_name",
     "module_class_name",
     "unhide",
@@ -68,6 +69,23 @@ def field_name(name: str) -> str:
     reserved = keyword.iskeyword(_checked(name, IDENTIFIER)) or name in TAKEN_IN_EVENTS
     dunder = len(name) > 4 and name.startswith("__") and name.endswith("__")
     return f"{name}_" if reserved or dunder else name
+
+
+def field_names(names: Iterable[str]) -> list[str]:
+    """Return the attributes for the fields of one struct, in their order, each given once.
+
+    Beside a field ``class_`` the keyword ``class`` gets one underscore more.
+    """
+    fields = list(names)
+    taken = set(fields)
+    found = []
+    for name in fields:
+        attribute = field_name(name)
+        while attribute != name and attribute in taken:
+            attribute += "_"
+        taken.add(attribute)
+        found.append(attribute)
+    return found
 
 
 def module_class_name(file: str) -> str:

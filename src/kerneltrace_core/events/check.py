@@ -12,7 +12,7 @@ from kerneltrace_core.events.annotations import offset_of, shape_of
 from kerneltrace_core.events.classes import field_by_type
 from kerneltrace_core.events.decoding import field_of, size_of
 from kerneltrace_core.events.engine import Field
-from kerneltrace_core.events.naming import field_name
+from kerneltrace_core.events.naming import field_names
 
 __all__ = ["Difference", "check_fields"]
 
@@ -38,7 +38,8 @@ def check_fields(
     padding need no declaration. Raises EventLayoutError, whose text is a table of all
     differences; TypeError for an annotation that no field can have.
     """
-    members = {field_name(member.name): member for member in layout.fields()}
+    names = field_names(member.name for member in layout.fields())
+    members = dict(zip(names, layout.fields(), strict=True))
     fields: dict[str, Field] = {}
     differences: list[Difference] = []
     for declared, annotation in annotations.items():

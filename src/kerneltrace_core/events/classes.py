@@ -21,7 +21,7 @@ from kerneltrace_core.events.decoding import (
     raw,
 )
 from kerneltrace_core.events.engine import REST, Field, KernelEvent
-from kerneltrace_core.events.naming import class_name, field_name
+from kerneltrace_core.events.naming import class_name, field_names
 
 __all__ = ["decode", "event_class", "field_by_type", "is_flexible", "make_class", "restore"]
 
@@ -40,14 +40,13 @@ def event_class(layout: StructLayout) -> type[KernelEvent]:
     with _making:
         made = _made.get(layout)
         if made is None:
+            members = layout.fields()
+            names = field_names(each.name for each in members)
             made = _made[layout] = make_class(
                 class_name(layout.name),
                 KernelEvent,
                 layout,
-                {
-                    field_name(member.name): field_by_type(layout, member)
-                    for member in layout.fields()
-                },
+                dict(zip(names, (field_by_type(layout, each) for each in members), strict=True)),
                 (restore, layout),
             )
         return made

@@ -10,7 +10,7 @@ from typing import Any
 from kerneltrace_core.btf.layout import ArrayLayout, FieldLayout, Scalar, StructLayout, TypeLayout
 from kerneltrace_core.errors import OptionError
 from kerneltrace_core.events.classes import event_class
-from kerneltrace_core.events.naming import field_name
+from kerneltrace_core.events.naming import field_names
 
 __all__ = ["Columns"]
 
@@ -97,9 +97,9 @@ class Columns:
 def dtype_of(layout: StructLayout) -> dict[str, Any]:
     """Return what numpy makes a dtype of."""
     names, formats, offsets = [], [], []
-    for member in layout.fields():
+    for name, member in _named(layout):
         if not member.bit_size:
-            names.append(field_name(member.name))
+            names.append(name)
             formats.append(_format(member.type))
             offsets.append(member.offset)
     return {"names": names, "formats": formats, "offsets": offsets, "itemsize": layout.size}
@@ -138,9 +138,14 @@ def _swapped(layout: TypeLayout) -> bool:
 
 
 def _places(layout: StructLayout, before: str, base: int) -> Iterator[tuple[str, tuple[int, Any]]]:
-    for member in layout.fields():
-        name = before + field_name(member.name)
+    for attribute, member in _named(layout):
+        name = before + attribute
         if isinstance(member.type, StructLayout):
             yield from _places(member.type, f"{name}.", base + member.offset)
         else:
             yield name, (base + member.offset, member)
+
+
+def _named(layout: StructLayout) -> Iterator[tuple[str, FieldLayout]]:
+    names = field_names(member.name for member in layout.fields())
+    return zip(names, layout.fields(), strict=True)

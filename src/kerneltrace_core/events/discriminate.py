@@ -8,7 +8,7 @@ from typing import Any
 
 from kerneltrace_core.btf.layout import FieldLayout, Scalar, StructLayout
 from kerneltrace_core.errors import OptionError
-from kerneltrace_core.events.naming import field_name
+from kerneltrace_core.events.naming import field_names
 from kerneltrace_core.events.pyframes import HEADER, padded, records
 
 __all__ = ["Keep", "Where", "keep_by_function", "tag_of_field"]
@@ -61,9 +61,9 @@ def _find(layout: StructLayout, path: str) -> tuple[int, FieldLayout]:
     offset, member = 0, None
     for name in path.split("."):
         members = inner.fields() if isinstance(inner, StructLayout) else ()
-        member = next(
-            (each for each in members if name in (each.name, field_name(each.name))), None
-        )
+        by_name = dict(zip(field_names(each.name for each in members), members, strict=True))
+        by_name.update((each.name, each) for each in members)
+        member = by_name.get(name)
         if member is None:
             raise OptionError(f"tell records apart by {path}: no such field in {layout.name}")
         offset += member.offset

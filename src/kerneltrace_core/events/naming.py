@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import keyword
+from collections.abc import Iterable
 
-__all__ = ["TAKEN", "class_name", "field_name"]
+__all__ = ["TAKEN", "class_name", "field_name", "field_names"]
 
 # What every event has: a field of that name would hide it.
 TAKEN = frozenset({"as_dict", "from_bytes", "origin", "_exact_", "_fields_", "_reduce_", "_size_"})
@@ -15,6 +16,23 @@ def field_name(name: str) -> str:
     reserved = keyword.iskeyword(name) or name in TAKEN
     dunder = len(name) > 4 and name.startswith("__") and name.endswith("__")
     return f"{name}_" if reserved or dunder else name
+
+
+def field_names(names: Iterable[str]) -> list[str]:
+    """Return the attributes for the fields of one struct, in their order, each given once.
+
+    Beside a field ``class_`` the keyword ``class`` gets one underscore more.
+    """
+    fields = list(names)
+    taken = set(fields)
+    found = []
+    for name in fields:
+        attribute = field_name(name)
+        while attribute != name and attribute in taken:
+            attribute += "_"
+        taken.add(attribute)
+        found.append(attribute)
+    return found
 
 
 def class_name(name: str) -> str:

@@ -24,10 +24,10 @@ class Descriptor:
     """
 
     def __init__(self, fd: int, what: str, calls: MapCalls) -> None:
-        self._fd = fd
-        self._what = what
         self._calls = calls
+        self._fd = fd  # at once: a signal handler may raise at any of the next lines
         self._pid = os.getpid()
+        self._what = what
         # A signal's handler may come in between and use the same map.
         self._lock = threading.RLock()
         self._users = 0
@@ -78,9 +78,11 @@ class Descriptor:
             self._calls.close(fd)
 
     def __del__(self) -> None:
-        # Missing if __init__ raised.
-        if getattr(self, "_fd", -1) >= 0:
-            self.close()
+        # Nobody uses it any more, whatever a signal handler's exception left undone.
+        fd = getattr(self, "_fd", -1)
+        if fd >= 0 and getattr(self, "_pid", None) in (None, os.getpid()):
+            self._fd = -1
+            self._calls.close(fd)
 
 
 def _remember(descriptor: Descriptor) -> None:

@@ -18,7 +18,7 @@ from kerneltrace_core.btf.layout import (
     c_name,
 )
 from kerneltrace_core.errors import OptionError
-from kerneltrace_core.events.naming import field_name
+from kerneltrace_core.events.naming import field_names
 
 __all__ = ["Encode", "encoder", "raw_bytes"]
 
@@ -198,19 +198,23 @@ def _is_kernels(layout: TypeLayout) -> bool:
 class _Members:
     """Write the members of a struct, those of anonymous ones at their place."""
 
-    def __init__(self, layout: StructLayout) -> None:
+    def __init__(
+        self, layout: StructLayout, spellings: Mapping[str, tuple[str, ...]] | None = None
+    ) -> None:
         self._layout = layout
+        # An anonymous member's fields are named among those of the whole struct.
+        self._spellings = _spellings(layout) if spellings is None else spellings
         self._what = c_name(layout)
         self._members: list[tuple[FieldLayout, Encode | _Members]] = []
         for each in layout.members:
             if each.name:
                 self._members.append((each, encoder(each.type)))
             elif isinstance(each.type, StructLayout):
-                self._members.append((each, _Members(each.type)))
+                self._members.append((each, _Members(each.type, self._spellings)))
 
     def names(self) -> set[str]:
         """Return what a mapping may call the members."""
-        return {name for field in self._layout.fields() for name in _names(field)}
+        return {name for field in self._layout.fields() for name in self._spellings[field.name]}
 
     def store(self, given: dict[str, Any], buffer: bytearray, base: int) -> None:
         """Take what belongs here out of ``given`` and write it at ``base``."""
@@ -231,7 +235,7 @@ class _Members:
         if isinstance(write, _Members):
             write.store(given, buffer, base + field.offset)
             return
-        name = next((name for name in _names(field) if name in given), None)
+        name = next((name for name in self._spellings[field.name] if name in given), None)
         if name is None:
             if _is_kernels(field.type) or not field.type.size:
                 return
@@ -245,7 +249,8 @@ class _Members:
         size = self._layout.size
         merged: list[tuple[str, int, bytearray]] = []
         for field, write in self._members:
-            named = write.names() if isinstance(write, _Members) else set(_names(field))
+            known = self._spellings
+            named = write.names() if isinstance(write, _Members) else set(known[field.name])
             if not named & set(given):
                 continue
             alone = bytearray(size)
@@ -262,9 +267,11 @@ class _Members:
         buffer[base : base + size] = widest
 
 
-def _names(field: FieldLayout) -> tuple[str, ...]:
-    mine = field_name(field.name)
-    return (field.name,) if mine == field.name else (field.name, mine)
+def _spellings(layout: StructLayout) -> dict[str, tuple[str, ...]]:
+    """Return what each field of a struct may be called, by its C name."""
+    names = [field.name for field in layout.fields()]
+    pairs = zip(names, field_names(names), strict=True)
+    return {name: (name,) if mine == name else (name, mine) for name, mine in pairs}
 
 
 def _put(field: FieldLayout, write: Encode, value: Any, buffer: bytearray, base: int) -> None:

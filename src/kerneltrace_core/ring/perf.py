@@ -181,7 +181,7 @@ class PerfReader:
         if self._owner.inherited:
             self._owner.closed = True
             for _, part in self._parts:
-                os.close(rings.perf_fd(part))
+                rings.close_perf(part, self.name)
             return
         with self._lock:
             self._owner.closed = True

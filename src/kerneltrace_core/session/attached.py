@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Protocol
 
-from kerneltrace_core._native import lib
+from kerneltrace_core._native import attach as native
+from kerneltrace_core._native.held import Descriptor, LibbpfLink
 
-__all__ = ["Attached", "Descriptors", "LibbpfLink"]
+__all__ = ["Attached", "BySectionLink", "Descriptors"]
 
 
 class Attached(Protocol):
-    """One attachment in the kernel. Not thread-safe; Link is."""
+    """One attachment in the kernel. Not thread-safe; Link is.
+
+    Forgetting it ends it, so that what raises before anybody has it leaves nothing attached.
+    """
 
     def close(self) -> None:
         """Detach and free. After it no hit begins; may be called once. May wait for RCU, 20 ms."""
@@ -24,27 +27,27 @@ class Attached(Protocol):
 class Descriptors:
     """Links and perf events: the kernel detaches when the last descriptor closes."""
 
-    def __init__(self, fds: Iterable[int]) -> None:
-        self.fds = tuple(fds)
+    def __init__(self, held: Iterable[Descriptor]) -> None:
+        self._held = tuple(held)
 
     def close(self) -> None:
         """Close them."""
-        for fd in self.fds:
-            os.close(fd)
+        for each in self._held:
+            each.close()
 
     abandon = close  # the parent has its own
 
 
-class LibbpfLink:
+class BySectionLink:
     """A link that libbpf made, for sections that it alone knows."""
 
-    def __init__(self, link: lib.Link) -> None:
-        self._link: Any = link
+    def __init__(self, link: LibbpfLink) -> None:
+        self._link = link
 
     def close(self) -> None:
         """Detach and free."""
-        lib.destroy_link(self._link)
+        native.detach(self._link)
 
     def abandon(self) -> None:
-        """Close the descriptor: destroying may tell the kernel to stop it for everybody."""
-        os.close(lib.link_fd(self._link))
+        """Close the child's descriptor."""
+        self._link.end()

@@ -7,7 +7,7 @@ import errno
 from kerneltrace_core.bpf.object import BpfObject
 from kerneltrace_core.bpf.program import ProgramFacts
 from kerneltrace_core.errors import AttachError
-from kerneltrace_core.session.attached import Attached, LibbpfLink
+from kerneltrace_core.session.attached import Attached, BySectionLink
 from kerneltrace_core.session.probe import Probe
 from kerneltrace_core.session.refusals import Cause, explained, perf_privilege
 from kerneltrace_core.session.sections import BySection, probe_of_section
@@ -53,4 +53,4 @@ def attach_by_section(opened: BpfObject, program: ProgramFacts, spec: BySection)
         return Cause("the kernel cannot attach it there")
 
     with explained(spec, program, explain):
-        return LibbpfLink(opened.attach_by_section(program.name))
+        return BySectionLink(opened.attach_by_section(program.name))

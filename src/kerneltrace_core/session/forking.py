@@ -16,7 +16,9 @@ PATIENCE_SECONDS = 5.0
 class _Forks:
     """Who opens or closes something, by thread, each so many times."""
 
-    quiet = threading.Condition(threading.RLock())
+    # Entered as it is, not through the condition: there a signal handler may raise with it held.
+    lock = threading.RLock()
+    quiet = threading.Condition(lock)
     busy: dict[int, int] = {}
     forking: set[int] = set()
     watched = False
@@ -26,7 +28,7 @@ class _Forks:
 def no_fork_meanwhile() -> Iterator[None]:
     """Let forks of other threads wait for the end of the block."""
     thread = threading.get_ident()
-    with _Forks.quiet:
+    with _Forks.lock:
         if not _Forks.watched and hasattr(os, "register_at_fork"):
             _Forks.watched = True
             os.register_at_fork(
@@ -40,7 +42,7 @@ def no_fork_meanwhile() -> Iterator[None]:
     try:
         yield
     finally:
-        with _Forks.quiet:
+        with _Forks.lock:
             left = _Forks.busy.pop(thread, 1) - 1
             if left > 0:
                 _Forks.busy[thread] = left
@@ -64,6 +66,7 @@ def _after_in_parent() -> None:
 
 def _after_in_child() -> None:
     own = threading.get_ident()
-    _Forks.quiet = threading.Condition(threading.RLock())
+    _Forks.lock = threading.RLock()
+    _Forks.quiet = threading.Condition(_Forks.lock)
     _Forks.forking = set()
     _Forks.busy = {thread: count for thread, count in _Forks.busy.items() if thread == own}

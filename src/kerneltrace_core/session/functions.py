@@ -68,10 +68,10 @@ def attach_kprobe(program_fd: int, program: ProgramFacts, spec: Kprobe | Kretpro
     else:
         config = 1 << (pmu_number("kprobe", "format/retprobe") or 0)
     with explained(spec, program, lambda code: _explain_kprobe(code, spec.function, offset)):
-        perf_fd = native.open_perf_event(
+        event = native.open_perf_event(
             kind, config, name=spec.function.encode(), config2=offset, pid=-1, cpu=0
         )
-        return Descriptors((run_on_perf_event(perf_fd, program_fd),))
+        return Descriptors((run_on_perf_event(event, program_fd),))
 
 
 def _explain_kprobe(code: int, function: str, offset: int) -> Cause:

@@ -62,12 +62,16 @@ class Parts:
 
         with no_fork_meanwhile(), self.object.in_use():
             link = Link(self.object, choose_program(self.object, probe), probe)
-            link.attach()
-            with self._lock:
-                if not self._closed:
-                    self.links[:] = [each for each in self.links if not each.closed]
-                    self.links.append(link)
-                    return link
+            try:
+                link.attach()
+                with self._lock:
+                    if not self._closed:
+                        self.links[:] = [each for each in self.links if not each.closed]
+                        self.links.append(link)
+                        return link
+            except BaseException:  # also what a signal handler raises
+                link.close()
+                raise
             link.close()
         raise ClosedError(f"attach {probe.describe()}: its session was closed meanwhile")
 

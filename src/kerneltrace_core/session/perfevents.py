@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-import os
 from contextlib import ExitStack
 from pathlib import Path
 
 from kerneltrace_core._native import attach as native
+from kerneltrace_core._native.held import Descriptor
 from kerneltrace_core.bpf.program import ProgramFacts
 from kerneltrace_core.errors import AttachError, UnsupportedError
 from kerneltrace_core.kernel.processors import online_processors
@@ -48,23 +48,23 @@ def attach_perf_event(program_fd: int, program: ProgramFacts, spec: PerfEvent) -
             gone = Cause(f"there is no process {spec.pid}", "it has ended")
             raise refuse(spec, program, errno.ESRCH, gone)
     with explained(spec, program, lambda code: _explain(code, spec)), ExitStack() as undo:
-        links: list[int] = []
+        links: list[Descriptor] = []
         for pid, cpu in where:
             try:
-                perf_fd = _open(spec, pid, cpu)
+                event = _open(spec, pid, cpu)
             except AttachError as error:
                 # A thread may end while we go through them; all of them do with their process.
                 if error.errno == errno.ESRCH and (links or pid != where[-1][0]):
                     continue
                 raise
-            links.append(run_on_perf_event(perf_fd, program_fd))
-            undo.callback(os.close, links[-1])
+            links.append(run_on_perf_event(event, program_fd))
+            undo.callback(links[-1].close)
         undo.pop_all()
         return Descriptors(links)
 
 
-def _open(spec: PerfEvent, pid: int, cpu: int) -> int:
-    def open_inheriting(inherit: int) -> int:
+def _open(spec: PerfEvent, pid: int, cpu: int) -> Descriptor:
+    def open_inheriting(inherit: int) -> Descriptor:
         kind, config = EVENTS[spec.event]
         period, by_frequency = spec.count or spec.frequency_hz or 0, spec.count is None
         return native.open_perf_event(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
-import os
+from contextlib import ExitStack
 from pathlib import Path
 
 from kerneltrace_core._native import attach as native
+from kerneltrace_core._native.held import Descriptor
 from kerneltrace_core.bpf.program import ProgramFacts
 from kerneltrace_core.errors import AttachError, PrivilegeError, UnsupportedError
 from kerneltrace_core.kernel import btf, tracefs
@@ -38,39 +39,36 @@ UNREADABLE = Cause(
 )
 
 
-def run_on_perf_event(perf_fd: int, program_fd: int, cookie: int | None = None) -> int:
-    """Let a program run on a perf event and start it; the descriptor to keep, the rest is closed.
+def run_on_perf_event(event: Descriptor, program_fd: int, cookie: int | None = None) -> Descriptor:
+    """Let a program run on a perf event and start it; what to keep, the rest is closed.
 
     A perf link (Linux 5.15), else the event itself, which has no cookie: with one, EINVAL is
-    raised there. ``perf_fd`` is taken over, also on failure.
+    raised there. ``event`` is taken over, also on failure.
     """
-    try:
+    with ExitStack() as undo:
+        undo.callback(event.close)
         try:
-            link = native.create_link(program_fd, perf_fd, PERF_EVENT_LINK, cookie=cookie or 0)
+            link = native.create_link(program_fd, event.fd, PERF_EVENT_LINK, cookie=cookie or 0)
         except AttachError as error:
             if error.errno != errno.EINVAL or cookie is not None:
                 raise
-            native.set_perf_program(perf_fd, program_fd)
-            native.enable_perf_event(perf_fd)
-            return perf_fd
-        try:
-            native.enable_perf_event(perf_fd)
-        except BaseException:
-            os.close(link)
-            raise
-    except BaseException:
-        os.close(perf_fd)
-        raise
-    os.close(perf_fd)  # the link holds the event
-    return link
+            native.set_perf_program(event.fd, program_fd)
+            native.enable_perf_event(event.fd)
+            undo.pop_all()
+            return event
+        undo.callback(link.close)
+        native.enable_perf_event(event.fd)
+        undo.pop_all()
+        event.close()  # the link holds the event
+        return link
 
 
 def attach_tracepoint(program_fd: int, program: ProgramFacts, spec: Tracepoint) -> Attached:
     """Attach to a classic tracepoint."""
     number = _tracepoint_id(program, spec)
     with explained(spec, program, _explain_perf):
-        perf_fd = native.open_perf_event(TYPE_TRACEPOINT, number, pid=-1, cpu=0)
-        return Descriptors((run_on_perf_event(perf_fd, program_fd),))
+        event = native.open_perf_event(TYPE_TRACEPOINT, number, pid=-1, cpu=0)
+        return Descriptors((run_on_perf_event(event, program_fd),))
 
 
 def _tracepoint_id(program: ProgramFacts, spec: Tracepoint) -> int:

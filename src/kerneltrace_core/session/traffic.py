@@ -93,7 +93,7 @@ def attach_tc(program_fd: int, program: ProgramFacts, spec: Tc) -> Attached:
 
 # Interfaces, by network namespace and index, whose clsact qdisc was made here.
 OWN_HOOKS: set[tuple[int, int]] = set()
-HOOKS_LOCK = threading.Lock()
+HOOKS_LOCK = threading.RLock()  # reentrant: a signal handler may close a session
 
 
 class TcFilter:
@@ -103,12 +103,14 @@ class TcFilter:
         # "thread-self": a namespace is a thread's, and the interface's index is the namespace's.
         self._hook = (Path("/proc/thread-self/ns/net").stat().st_ino, index)
         self._egress = egress
-        with HOOKS_LOCK:
-            if native.tc_hook_create(index):
-                OWN_HOOKS.add(self._hook)
-            self._handle, self._priority = native.tc_attach(
-                index, egress=egress, program_fd=program_fd
-            )
+        self._held = native.new_filter()
+        try:
+            with HOOKS_LOCK:
+                native.tc_hook_create(index, self._held)
+                native.tc_attach(index, self._held, egress=egress, program_fd=program_fd)
+        except BaseException:  # also what a signal handler raises
+            self.close()
+            raise
 
     def close(self) -> None:
         """Remove the filter, and with the last one the qdisc if it was made here."""
@@ -120,9 +122,11 @@ class TcFilter:
             )
         # The interface may be gone, and its filters with it.
         with HOOKS_LOCK, suppress(AttachError, PrivilegeError):
-            native.tc_detach(
-                index, egress=self._egress, handle=self._handle, priority=self._priority
-            )
+            if self._held.made_hook:
+                OWN_HOOKS.add(self._hook)
+                self._held.made_hook = False
+            if self._held.handle:
+                native.tc_detach(index, self._held, egress=self._egress)
             if self._hook in OWN_HOOKS and not filters_left(index):
                 OWN_HOOKS.discard(self._hook)
                 native.tc_hook_destroy(index)

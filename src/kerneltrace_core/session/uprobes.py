@@ -170,7 +170,7 @@ def _attach_by_perf(
     with ExitStack() as undo:
         links = []
         for place in places:
-            perf_fd = native.open_perf_event(
+            event = native.open_perf_event(
                 kind,
                 returning | place.counter << 32,
                 name=os.fsencode(path),
@@ -178,8 +178,8 @@ def _attach_by_perf(
                 pid=-1 if pid is None else pid,
                 cpu=0 if pid is None else -1,
             )
-            links.append(run_on_perf_event(perf_fd, program_fd, place.cookie))
-            undo.callback(os.close, links[-1])
+            links.append(run_on_perf_event(event, program_fd, place.cookie))
+            undo.callback(links[-1].close)
         undo.pop_all()
         return Descriptors(links)
 

@@ -115,6 +115,12 @@ FORMS = (
     re.compile(SIZE + r"(?P<value>-?\d\w*)$"),
     re.compile(SIZE + r"(?P<register>[a-z]\w*)$"),
 )
+# What compilers write too. usdt.bpf.h of libbpf 1.7 knows an index; the object has its own copy.
+UNREADABLE = (
+    (re.compile(r"^-?\d+f@"), "a floating point number, which BPF does not have"),
+    (re.compile(r"\([^)]*,"), "memory at a register and an index, which bpf_usdt_arg() cannot add"),
+    (re.compile(r"\(%[re]ip\)"), "memory at a symbol, whose address only the linker knew"),
+)
 SPLIT = re.compile(r"-?[0-9]+f?@(?:\[[^\]]*\]|[^\s\[]+)+")
 
 
@@ -137,6 +143,8 @@ def parse_argument(text: str) -> UsdtArgument:
         memory = parts.get("memory")
         register = memory or parts.get("register")
         return UsdtArgument(int(parts["size"]), bool(parts["sign"]), register, value, bool(memory))
+    why = next((why for form, why in UNREADABLE if form.search(text)), "")
     raise FormatError(
-        f"parse USDT argument {text}: neither a constant, a register, nor memory at a register"
+        f"parse USDT argument {text}: "
+        + (why or "neither a constant, a register, nor memory at a register")
     )
