@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from kerneltrace_core.requests import KernelStats, request_here
-from kerneltrace_core.requests.measures import OFF, Measures
 
 __all__ = ["RequestStats", "current_stats"]
 
@@ -16,11 +15,17 @@ class RequestStats(KernelStats):
     ``db`` is free for the accounting of database work; None: there was none, or nobody counts.
     """
 
-    __slots__ = ("db",)
+    # Not set before it is used: an __init__ of its own would be called for each request.
+    __slots__ = ("_db",)
 
-    def __init__(self, record: Any, measures: Measures = OFF) -> None:
-        super().__init__(record, measures)
-        self.db: Any = None
+    @property
+    def db(self) -> Any:
+        """The database work, by alias."""
+        return getattr(self, "_db", None)
+
+    @db.setter
+    def db(self, work: Any) -> None:
+        self._db = work
 
 
 def current_stats() -> KernelStats | None:

@@ -13,7 +13,7 @@ from kerneltrace_core.requests.engine import pop, push
 from kerneltrace_django.current import RequestStats
 from kerneltrace_django.route import route_of
 from kerneltrace_django.streaming import follow
-from kerneltrace_django.traced import Traced, reset
+from kerneltrace_django.traced import Traced
 from kerneltrace_django.tracing import Tracing, tracing
 
 __all__ = ["KernelTraceMiddleware"]
@@ -51,8 +51,12 @@ class KernelTraceMiddleware:
             return self.__acall__(request)
         if _is_served(request):
             return self._inside(request, self.get_response(request))
+        # Every request runs through this, and calling is what costs: so little is called.
         plan = tracing()
-        traced = self._open(plan, plan.tracer(), request, loop=False)
+        tracer = plan.found
+        if tracer is None or not tracer.ready:
+            tracer = plan.tracer()
+        traced = self._open(plan, tracer, request, loop=False)
         if traced is None or (record := traced.record) is None:
             return self.get_response(request)
         try:
@@ -62,7 +66,10 @@ class KernelTraceMiddleware:
                 response = self.get_response(request)
             finally:
                 pop(previous)
-                reset(token)
+                try:
+                    current.reset(token)
+                except ValueError:  # another context: somebody resumes us elsewhere
+                    current.set(None)
         except BaseException as error:
             traced.end(error)
             raise
@@ -73,7 +80,10 @@ class KernelTraceMiddleware:
         if _is_served(request):
             return self._inside(request, await self.get_response(request))
         plan = tracing()
-        traced = self._open(plan, await plan.tracer_on_loop(), request, loop=True)
+        tracer = plan.found
+        if tracer is None or not tracer.ready:
+            tracer = await plan.tracer_on_loop()
+        traced = self._open(plan, tracer, request, loop=True)
         if traced is None or (record := traced.record) is None:
             return await self.get_response(request)
         traced.tracer.adopt_loop()
@@ -85,7 +95,10 @@ class KernelTraceMiddleware:
                     serving = _coroutine(serving)
                 response = await record.step(serving)
             finally:
-                reset(token)
+                try:
+                    current.reset(token)
+                except ValueError:
+                    current.set(None)
         except BaseException as error:
             traced.end(error)
             raise

@@ -14,8 +14,7 @@ from kerneltrace_core.exporters.logs import kernel_fields
 from kerneltrace_core.requests import KernelStats
 from kerneltrace_core.requests.engine import pop, push
 from kerneltrace_django.recent_socket import RecentServer
-from kerneltrace_django.route import route_of
-from kerneltrace_django.settings import DjangoOptions, options
+from kerneltrace_django.settings import DjangoOptions
 
 __all__ = ["RecentRequest", "connect", "folder_of", "recent_requests", "stop"]
 
@@ -54,7 +53,7 @@ class Recent:
     def __init__(self, options: DjangoOptions) -> None:
         self.options = options
         self.most: int = options.recent_requests
-        self.requests: deque[RecentRequest] = deque(maxlen=self.most)
+        self._requests: deque[tuple[Any, ...]] = deque(maxlen=self.most)
         self.server: RecentServer | None = None
         self._folder = folder_of(options)
         self._lock = threading.Lock()
@@ -63,13 +62,25 @@ class Recent:
         """Append one request, and answer on the socket from the first one on."""
         if not self.most:
             return
-        self.requests.append(
-            RecentRequest(
-                time.time(), request.method, request.path, route_of(request), status_code, stats
+        match = request.resolver_match
+        # Made into a RecentRequest by who asks: few of them are ever looked at.
+        self._requests.append(
+            (
+                time.time(),
+                request.method,
+                request.path,
+                None if match is None else match.route,
+                status_code,
+                stats,
             )
         )
         if self._folder is not None:
             self._serve()
+
+    @property
+    def requests(self) -> list[RecentRequest]:
+        """The requests, the oldest first."""
+        return [RecentRequest(*each) for each in list(self._requests)]
 
     def _serve(self) -> None:
         with self._lock:
@@ -90,7 +101,7 @@ class Recent:
 
     def documents(self) -> list[dict[str, Any]]:
         """Return the requests, the oldest first."""
-        return [request.as_document() for request in list(self.requests)]
+        return [request.as_document() for request in self.requests]
 
 
 _recent: Recent | None = None
@@ -99,17 +110,18 @@ _connected = False
 
 def recent_requests() -> list[RecentRequest]:
     """Return the last KERNELTRACE["RECENT_REQUESTS"] requests of this process, oldest first."""
-    return list(_recent.requests) if _recent is not None else []
+    return _recent.requests if _recent is not None else []
 
 
-def remember(request: Any, stats: KernelStats, status_code: int | None = None) -> None:
+def remember(
+    options: DjangoOptions, request: Any, stats: KernelStats, status_code: int | None
+) -> None:
     """Take note of a request; costs about a microsecond."""
     global _recent
-    chosen = options()
     found = _recent
-    if found is None or found.options is not chosen:
+    if found is None or found.options is not options:
         stop()
-        found = _recent = Recent(chosen)
+        found = _recent = Recent(options)
     found.remember(request, stats, status_code)
 
 

@@ -107,10 +107,11 @@ class Traced:
                 )
         if self._tracing.remembers:
             # Not by the signal: calling its receivers costs more than all that is done here.
-            remember(request, stats, self.status_code)
-        kernel_request_finished.send_robust(
-            self._sender, request=request, stats=stats, status_code=self.status_code
-        )
+            remember(self._tracing.options, request, stats, self.status_code)
+        if kernel_request_finished.receivers:  # else a call, to find out the same
+            kernel_request_finished.send_robust(
+                self._sender, request=request, stats=stats, status_code=self.status_code
+            )
         if report.wanted():
             report(request, stats, self._about())
 

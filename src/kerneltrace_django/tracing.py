@@ -37,7 +37,9 @@ class Tracing:
         self.skip = _skip(options)
         self.timing = _timing(options)
         self.remembers = options.recent_requests > 0
-        self._tracer: RequestTracer | None = None
+        # The process's, once it was looked for; for the middleware, which asks it itself whether
+        # it is ready and else calls tracer().
+        self.found: RequestTracer | None = None
         self._complained = False
 
     def tracer(self) -> RequestTracer | None:
@@ -46,7 +48,7 @@ class Tracing:
         Neither blocks nor raises, but where it is required: then it is started here and now,
         60 ms at most, and ImproperlyConfigured says why that failed.
         """
-        tracer = self._tracer
+        tracer = self.found
         if tracer is not None and tracer.ready:
             return tracer
         if not self.enabled:
@@ -60,7 +62,7 @@ class Tracing:
 
     async def tracer_on_loop(self) -> RequestTracer | None:
         """Do as ``tracer``, on an event loop: what blocks is done on another thread."""
-        tracer = self._tracer
+        tracer = self.found
         if tracer is not None and tracer.ready:
             return tracer
         if self.enabled and self.options.required:
@@ -70,9 +72,9 @@ class Tracing:
     def _find(self) -> RequestTracer:
         # Late, since a fork may lie between this and __init__; once, since other options than
         # those of who came first are complained about each time.
-        if self._tracer is None:
-            self._tracer = RequestTracer.shared(self.options.tracer)
-        return self._tracer
+        if self.found is None:
+            self.found = RequestTracer.shared(self.options.tracer)
+        return self.found
 
     def _start(self, tracer: RequestTracer) -> None:
         try:

@@ -18,9 +18,10 @@ from django_site import configure
 from fake_tracer import ALL, FakeRecord
 from kerneltrace_core.requests import engine
 from kerneltrace_django import recent
+from kerneltrace_django import settings as django_settings
 from kerneltrace_django.current import RequestStats
 from kerneltrace_django.db import DatabaseStats
-from kerneltrace_django.recent import recent_requests, remember
+from kerneltrace_django.recent import recent_requests
 from kerneltrace_django.recent_socket import RecentServer, ask, ask_all
 from kerneltrace_django.recent_table import table
 
@@ -31,13 +32,17 @@ MS = 1_000_000
 Settings = Callable[..., None]
 
 
+def remember(request: Any, known: RequestStats, status_code: int | None = None) -> None:
+    recent.remember(django_settings.options(), request, known, status_code)
+
+
 @pytest.fixture
 def settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
     """Return a function that sets the two options for the test."""
 
     def choose(**given: Any) -> None:
         chosen = SimpleNamespace(**{"recent_requests": 3, "recent_socket": None, **given})
-        monkeypatch.setattr(recent, "options", lambda: chosen)
+        monkeypatch.setattr(django_settings, "options", lambda: chosen)
 
     recent.stop()
     yield choose
