@@ -17,10 +17,9 @@ from typing import Any
 import pytest
 
 from harness.bpf_objects import held_objects, wait_until_gone
-from kerneltrace_core.kernel.support import Support
 from kerneltrace_core.requests.sharing.folders import remove_stale
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.needs("bpffs")]
 
 BPFFS = Path("/sys/fs/bpf")
 GROUPS = ("sched", "syscalls")
@@ -55,17 +54,6 @@ print(json.dumps(found), flush=True)
 sys.stdin.read()
 side.close()
 """
-
-
-def bpffs() -> Support:
-    """Tell whether pins can be made here."""
-    mounted = os.path.ismount(BPFFS) and os.access(BPFFS, os.W_OK)
-    return Support.yes() if mounted else Support.no("no bpffs to write to")
-
-
-@pytest.fixture(autouse=True)
-def _pins(require: Any) -> None:
-    require("bpffs", probe=bpffs)
 
 
 def folders() -> set[Path]:

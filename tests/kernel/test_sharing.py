@@ -13,7 +13,6 @@ import pytest
 from broker_scripts import BEGIN
 from harness.interpreters import AS_NOBODY, an_open_interpreter, open_interpreter, shared_path
 from harness.tiers import Require
-from kerneltrace_core.kernel.support import Support
 from traced import run_python
 
 pytestmark = pytest.mark.kernel
@@ -86,11 +85,6 @@ def tell(**found):
 """
 
 
-def bpffs() -> Support:
-    mounted = os.path.ismount("/sys/fs/bpf") and os.access("/sys/fs/bpf", os.W_OK)
-    return Support.yes() if mounted else Support.no("no bpffs to write to")
-
-
 def run(script: str, **options: Any) -> dict[str, Any]:
     """Run a script in a process of its own; return what it tells."""
     found: dict[str, Any] = json.loads(
@@ -116,7 +110,7 @@ def test_a_process_alone_has_its_own_copy_and_says_what_that_costs() -> None:
 
 
 def test_pins_on_demand_are_shared_by_unrelated_processes(require: Require) -> None:
-    require("bpffs", probe=bpffs)
+    require("bpffs")
 
     found = run(
         """
@@ -266,7 +260,7 @@ def test_room_is_made_ahead_for_children_that_have_no_privilege(require: Require
 def test_what_a_member_forks_in_the_middle_of_a_request_changes_nothing_of_it(
     way: str, require: Require
 ) -> None:
-    require("bpffs", probe=bpffs)
+    require("bpffs")
 
     found = run(
         f"""
@@ -312,7 +306,7 @@ def test_what_a_member_forks_in_the_middle_of_a_request_changes_nothing_of_it(
 
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_workers_of_multiprocessing_share_one_side(method: str, require: Require) -> None:
-    require("bpffs", probe=bpffs)
+    require("bpffs")
 
     found = run(
         f"""
