@@ -131,6 +131,18 @@ def calls_of(stats: KernelStats) -> dict[str, int]:
     return {call.name: call.calls for call in stats.top_syscalls or ()}
 
 
+def errors_of(stats: KernelStats) -> dict[str, int]:
+    """Return how often each system call failed, of those that failed and are the work's own.
+
+    Not futex: the interpreter's lock is waited for with it, and it fails by design if the lock is
+    free again before the wait begins (EAGAIN) or is not given up within 5 ms (ETIMEDOUT).
+    """
+    failed = {call.name: call.errors for call in stats.top_syscalls or () if call.errors}
+    assert stats.syscall_errors == sum(failed.values())
+    failed.pop("futex", None)
+    return failed
+
+
 def _snapshot() -> bytes | None:
     record = engine.current()
     return None if record is None else record.snapshot()
