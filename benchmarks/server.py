@@ -95,6 +95,7 @@ class Server:
             os.sched_setaffinity(process.pid, [cpu])
             before = self.cpu_seconds()
             time.sleep(seconds)
+            _wait_until_it_catches(process, signal.SIGINT)
             text = _interrupt(process)
             used = self.cpu_seconds() - before
         finally:
@@ -108,6 +109,17 @@ class Server:
     def close(self) -> None:
         self._process.terminate()
         self._process.wait(timeout=START_SECONDS)
+
+
+def _wait_until_it_catches(process: subprocess.Popen[str], number: int) -> None:
+    """Wait until a signal has a handler in a process: before, it would end without a word."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        with open(f"/proc/{process.pid}/status") as file:
+            caught = next(line for line in file if line.startswith("SigCgt:")).split()[1]
+        if int(caught, 16) & 1 << number - 1:
+            return
+        time.sleep(0.01)
 
 
 def _interrupt(process: subprocess.Popen[str]) -> str:
