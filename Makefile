@@ -27,7 +27,7 @@ export PIP_ROOT_USER_ACTION := ignore
 PIP_INSTALL := -m pip install -qq
 
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-django serve test soak test-deaths test-unit test-other-pythons test-tiers test-kernel \
+.PHONY: help demo demo-django serve test soak test-deaths test-unit environments test-other-pythons test-tiers test-kernel \
 	test-integration test-sanitized test-fresh test-python test-kernels coverage lint lint-native format bench build doctor \
 	bpf-objects deps deps-build clean
 
@@ -64,26 +64,36 @@ soak: deps $(VENV)/.stamp ## open and close 2000 sessions; minutes
 test-integration: deps $(VENV)/.stamp ## run the integration tier: real servers on this kernel
 	@$(PYTEST) -q tests/integration $(ARGS)
 
-# The wheel is what these test, and that one wheel serves all of them.
-test-other-pythons: build ## run the unit tier on each other interpreter from 3.10 to 3.14
-	@own=$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
-	sh tools/pythons.sh | while read -r version program; do \
+# Shell: for each other interpreter that is found, of those that PYTHONS names if it names any.
+EACH_OTHER = own=$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	sh tools/pythons.sh | { while read -r version program; do \
+		case " $(or $(PYTHONS),$$version) " in *" $$version "*) ;; *) continue ;; esac; \
 		[ "$$version" != "$$own" ] || continue; \
-		venv=.venvs/$$version; \
-		if [ ! -e "$$venv/.stamp" ] || [ pyproject.toml -nt "$$venv/.stamp" ]; then \
-			echo "$$venv: installing the wheel and what its tests need"; \
-			rm -rf "$$venv" && "$$program" -m venv "$$venv" || exit 1; \
-			for wheel in build/wheel/*.whl; do \
-				"$$venv/bin/python" $(PIP_INSTALL) "$$wheel[dev]" || exit 1; \
-			done; \
-			touch "$$venv/.stamp"; \
-		elif [ build/wheel/.stamp -nt "$$venv/.stamp" ]; then \
-			"$$venv/bin/python" $(PIP_INSTALL) --force-reinstall --no-deps build/wheel/*.whl || exit 1; \
-			touch "$$venv/.stamp"; \
-		fi; \
+		venv=.venvs/$$version;
+
+# The wheel is what these test, and that one wheel serves all of them. They are made side by side.
+environments: build ## make .venvs/3.N for each other interpreter from 3.10 to 3.14
+	@making=; $(EACH_OTHER) ( \
+			if [ ! -e "$$venv/.stamp" ] || [ pyproject.toml -nt "$$venv/.stamp" ]; then \
+				echo "$$venv: installing the wheel and what its tests need"; \
+				rm -rf "$$venv" && "$$program" -m venv "$$venv" || exit 1; \
+				for wheel in build/wheel/*.whl; do \
+					"$$venv/bin/python" $(PIP_INSTALL) "$$wheel[dev]" || exit 1; \
+				done; \
+				touch "$$venv/.stamp"; \
+			elif [ build/wheel/.stamp -nt "$$venv/.stamp" ]; then \
+				"$$venv/bin/python" $(PIP_INSTALL) --force-reinstall --no-deps build/wheel/*.whl || exit 1; \
+				touch "$$venv/.stamp"; \
+			fi \
+		) </dev/null & making="$$making $$!"; \
+	done; \
+	for one in $$making; do wait "$$one" || exit 1; done; }
+
+test-other-pythons: environments ## run the unit tier on each other interpreter (PYTHONS='3.10 3.12')
+	@$(EACH_OTHER) \
 		echo "== unit tier on $$("$$program" -V)"; \
-		"$$venv/bin/python" -m pytest -q $(UNIT) $(ARGS) </dev/null || exit 1; \
-	done
+		"$$venv/bin/python" -m pytest -q -p no:cacheprovider $(UNIT) $(ARGS) </dev/null || exit 1; \
+	done; }
 
 # The page is written when the whole tier ran on all of them.
 test-deaths: deps $(VENV)/.stamp ## kill 500 workers at random, in three ways, and look at what is left

@@ -17,6 +17,7 @@ settings.load_profile("kerneltrace")
 
 pytest_plugins = [
     "pytester",
+    "harness.mounts",
     "harness.recorded",
     "harness.tiers",
     "harness.deadlines",

@@ -12,9 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kerneltrace_core.kernel.support import Support
-
-__all__ = ["ABI", "BPFFS", "Member", "bpffs", "folders", "members", "wait_until_unpinned"]
+__all__ = ["ABI", "BPFFS", "Member", "folders", "members", "wait_until_unpinned"]
 
 BPFFS = Path("/sys/fs/bpf")
 GONE_SECONDS = 20
@@ -51,12 +49,6 @@ sys.stdin.read()
 exec(os.environ.get("AFTER", ""))
 side.close()
 """
-
-
-def bpffs() -> Support:
-    """Tell whether pins can be made here."""
-    mounted = os.path.ismount(BPFFS) and os.access(BPFFS, os.W_OK)
-    return Support.yes() if mounted else Support.no("no bpffs to write to")
 
 
 def folders() -> set[Path]:

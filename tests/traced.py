@@ -131,6 +131,46 @@ def calls_of(stats: KernelStats) -> dict[str, int]:
     return {call.name: call.calls for call in stats.top_syscalls or ()}
 
 
+def errors_of(stats: KernelStats) -> dict[str, int]:
+    """Return how often each system call failed, of those that failed and are the work's own.
+
+    Not futex: the interpreter's lock is waited for with it, and it fails by design if the lock is
+    free again before the wait begins (EAGAIN) or is not given up within 5 ms (ETIMEDOUT).
+    """
+    failed = {call.name: call.errors for call in stats.top_syscalls or () if call.errors}
+    assert stats.syscall_errors == sum(failed.values())
+    failed.pop("futex", None)
+    return failed
+
+
+class CpuClock:
+    """The time that the calling thread, which does not sleep, has had a CPU; stolen time too.
+
+    The thread's own clock stands still while a hypervisor has taken the CPU, of which
+    /proc/stat tells only in ticks of 10 ms, and our programs, like all of BPF, read a clock that
+    goes on. What is neither a wait in the run queue nor sleep is on a CPU by that clock.
+    """
+
+    def __init__(self) -> None:
+        self._fd = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
+
+    def read_ns(self) -> int:
+        """Return the clock: only differences mean something, on the thread that made it."""
+        queued = self._queued_ns()
+        while True:
+            now, before = time.monotonic_ns(), queued
+            queued = self._queued_ns()
+            if queued == before:  # no switch fell between the two
+                return now - queued
+
+    def _queued_ns(self) -> int:
+        return int(os.pread(self._fd, 100, 0).split()[1])
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        os.close(self._fd)
+
+
 def _snapshot() -> bytes | None:
     record = engine.current()
     return None if record is None else record.snapshot()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness.mounts import bpffs_to_write, tracefs_to_read
 from harness.recorded import RECORDED
 
 if TYPE_CHECKING:
@@ -23,6 +24,10 @@ TIER_OF_FOLDER = {
 }
 # A test of these tiers may skip only through `require`.
 STRICT_TIERS = ("kernel", "integration")
+MOUNT_PROBES: Mapping[str, Callable[[], Support]] = {
+    "tracefs": tracefs_to_read,
+    "bpffs": bpffs_to_write,
+}
 
 Require = Callable[..., None]
 
@@ -88,6 +93,8 @@ def ask(feature: str) -> Support:
     from kerneltrace_core.kernel.privileges import read_privileges
     from kerneltrace_core.kernel.support import Support
 
+    if feature in MOUNT_PROBES:
+        return MOUNT_PROBES[feature]()
     kind, _, name = feature.partition(":")
     if kind == "python":
         wanted = tuple(int(number) for number in name.split("."))
@@ -151,10 +158,10 @@ def require(request: pytest.FixtureRequest) -> Require:
     """Return a function that skips the test where a probe says no: `require("task_storage")`.
 
     Names: a probe of FeatureProbes without arguments ("thread_registration", "uprobe_multi"),
-    "tracepoint:sched_switch", "capability:cap_sys_admin", "python:3.12"; or any name with a
-    probe of the test's own, `require("seccomp filters", probe=function)`. Could-not-tell runs
-    the test: what it does then is the better answer. What fixtures need is asked for by a marker,
-    `pytest.mark.needs("task_storage")`.
+    "tracepoint:sched_switch", "capability:cap_sys_admin", "python:3.12", "tracefs", "bpffs"; or
+    any name with a probe of the test's own, `require("seccomp filters", probe=function)`.
+    Could-not-tell runs the test: what it does then is the better answer. What fixtures need is
+    asked for by a marker, `pytest.mark.needs("task_storage")`.
     """
 
     def require_features(*features: str, probe: Callable[[], Support] | None = None) -> None:

@@ -20,7 +20,7 @@ import pytest
 
 from harness.tiers import Require
 from kerneltrace_core.requests import RequestTracer
-from traced import Meter, Serve, calls_of, during, in_thread, on_loop, tracing
+from traced import Meter, Serve, calls_of, during, errors_of, in_thread, on_loop, tracing
 
 pytestmark = [pytest.mark.kernel, pytest.mark.needs("thread_registration", "task_storage")]
 
@@ -137,7 +137,7 @@ def test_calls_errors_and_bytes_on_files_are_exact(
     assert (vectored["readv"], vectored["writev"]) == (1, 1)
     assert stats.read_bytes == 23 * 512 + 5 * 1000 + 300 + 300
     assert stats.write_bytes == 7 * 300 + 3 * 70 + 5 + 5
-    assert stats.syscall_errors == 4
+    assert errors_of(stats) == {"read": 4}
     assert (stats.net_rx_bytes, stats.net_tx_bytes) == (0, 0)
 
 
@@ -159,7 +159,7 @@ def test_opens_count_what_was_opened_and_errors_what_was_not(
     stats = on_loop(tracer, work)
 
     assert stats.opens == 12
-    assert stats.syscall_errors == 6
+    assert errors_of(stats) == {"openat": 6}
     assert calls_of(stats)["openat"] == 18
     assert calls_of(stats)["close"] == 12
 
@@ -278,7 +278,7 @@ def test_bytes_on_sockets_are_counted_apart_whatever_call_moves_them(
     assert stats.net_rx_bytes == moved
     assert stats.read_bytes == 0
     assert stats.write_bytes == 0
-    assert stats.syscall_errors == 0
+    assert errors_of(stats) == {}
     assert calls_of(stats)["sendmmsg"] == calls_of(stats)["recvmmsg"] == 1
 
 
@@ -314,7 +314,7 @@ def test_a_socket_that_has_nothing_yet_is_an_error_and_no_bytes(tracer: RequestT
     with here, there:
         stats = on_loop(tracer, work)
 
-    assert (stats.net_rx_bytes, stats.syscall_errors) == (0, 4)
+    assert (stats.net_rx_bytes, errors_of(stats)) == (0, {"recvfrom": 4})
 
 
 def test_connects_count_those_that_fail_too(tracer: RequestTracer, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -18,11 +19,11 @@ from kerneltrace_core.requests import KernelStats, RequestTracer
 from traced import (
     NS_PER_MS,
     SWITCH_NS,
+    CpuClock,
     close_to,
     in_thread,
     on_loop,
     serve,
-    stolen_ticks,
     tracing,
 )
 
@@ -58,11 +59,12 @@ def run(request: pytest.FixtureRequest) -> Callable[[Main], Any]:
 
 
 def spin(seconds: float) -> int:
-    """Use the CPU; return for how long, by the thread's own clock."""
-    begin = time.thread_time_ns()
-    while time.thread_time_ns() - begin < seconds * 1e9:
-        pass
-    return time.thread_time_ns() - begin
+    """Use the CPU for so long by the thread's own clock; return the time that it had one."""
+    with closing(CpuClock()) as clock:
+        begin, end = clock.read_ns(), time.thread_time() + seconds
+        while time.thread_time() < end:
+            pass
+        return clock.read_ns() - begin
 
 
 def assert_balanced(stats: KernelStats) -> None:
@@ -184,64 +186,77 @@ def test_what_a_nested_request_did_is_its_own(tracer: RequestTracer) -> None:
 # ---- CPU time -----------------------------------------------------------------------------
 
 
-def cpu_agrees(trial: Callable[[], list[tuple[KernelStats, int | None, int]]]) -> None:
-    """Compare (ours, the thread clock's) within 2%; again if the hypervisor took the CPU."""
-    for again in (True, True, False):
-        stolen = stolen_ticks()
-        wrong = []
-        for stats, ours, true in trial():
-            switches = (stats.ctx_voluntary or 0) + (stats.ctx_involuntary or 0)
-            slack = max(200_000, true // 50) + SWITCH_NS * switches
-            if ours is None or abs(ours - true) > slack:
-                wrong.append((ours, true, switches))
-        if not wrong:
-            return
-        if not (again and stolen_ticks() != stolen):
-            pytest.fail(f"cpu_ns, the thread's clock, context switches: {wrong}")
+def assert_cpu_agrees(stats: KernelStats, ours: int | None, true: int) -> None:
+    """Compare a time on the CPU with what the thread had, within 2%."""
+    switches = (stats.ctx_voluntary or 0) + (stats.ctx_involuntary or 0)
+    slack = max(200_000, true // 50) + SWITCH_NS * switches
+    assert ours is not None
+    assert abs(ours - true) <= slack, (ours, true, switches)
+
+
+class Timed:
+    """Run a coroutine, and sum up for how long its steps had a CPU."""
+
+    def __init__(self, main: Main) -> None:
+        self._main = main
+        self.cpu_ns = 0
+
+    def __await__(self) -> Generator[Any, None, None]:
+        with closing(CpuClock()) as clock:
+            while True:
+                begin = clock.read_ns()
+                try:
+                    waited_for = self._main.send(None)
+                except StopIteration:
+                    return
+                finally:
+                    self.cpu_ns += clock.read_ns() - begin
+                yield waited_for
 
 
 @pytest.mark.parametrize("doing", [on_loop, in_thread])
-def test_cpu_time_is_what_the_threads_clock_says(
+def test_cpu_time_is_what_the_thread_had(
     tracer: RequestTracer, doing: Callable[[RequestTracer, Callable[[], Any]], KernelStats]
 ) -> None:
-    def trial() -> list[tuple[KernelStats, int | None, int]]:
-        used: list[int] = []
+    used: list[int] = []
 
-        def work() -> None:
-            used.append(spin(0.02))
-            time.sleep(0.002)
-            used.append(spin(0.01))
+    def work() -> None:
+        used.append(spin(0.02))
+        time.sleep(0.002)
+        used.append(spin(0.01))
 
-        stats = doing(tracer, work)
-        return [(stats, stats.cpu_ns if doing is on_loop else stats.thread_cpu_ns, sum(used))]
+    stats = doing(tracer, work)
 
-    cpu_agrees(trial)
+    assert_cpu_agrees(stats, stats.cpu_ns if doing is on_loop else stats.thread_cpu_ns, sum(used))
 
 
 def test_cpu_time_of_concurrent_requests_is_each_ones_own(
     tracer: RequestTracer, run: Callable[[Main], Any]
 ) -> None:
-    def trial() -> list[tuple[KernelStats, int | None, int]]:
-        found: list[tuple[KernelStats, int | None, int]] = []
+    found: list[tuple[KernelStats, int | None, int]] = []
 
-        async def request(number: int) -> None:
-            used: list[int] = []
+    async def request(number: int) -> None:
+        async def work() -> None:
+            for _ in range(4):
+                spin(0.001 * (1 + number))
+                await asyncio.sleep(0.001)
 
-            async def handler() -> None:
-                for _ in range(4):
-                    used.append(spin(0.001 * (1 + number)))
-                    await asyncio.sleep(0.001)
+        timed = Timed(work())
 
-            stats = await serve(tracer, handler)
-            found.append((stats, stats.cpu_ns, sum(used)))
+        async def handler() -> None:
+            await timed
 
-        async def main() -> None:
-            await asyncio.gather(*(request(number) for number in range(6)))
+        stats = await serve(tracer, handler)
+        found.append((stats, stats.cpu_ns, timed.cpu_ns))
 
-        run(main())
-        return found
+    async def main() -> None:
+        await asyncio.gather(*(request(number) for number in range(6)))
 
-    cpu_agrees(trial)
+    run(main())
+
+    assert len(found) == 6
+    for each in found:
+        assert_cpu_agrees(*each)
 
 
 # ---- waiting for the event loop -------------------------------------------------------------

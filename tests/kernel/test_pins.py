@@ -6,20 +6,14 @@ import fcntl
 import os
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from harness.bpf_objects import held_objects, wait_until_gone
 from kerneltrace_core.requests.sharing.folders import remove_stale
-from pin_members import ABI, BPFFS, bpffs, folders, members, wait_until_unpinned
+from pin_members import ABI, BPFFS, folders, members, wait_until_unpinned
 
-pytestmark = pytest.mark.kernel
-
-
-@pytest.fixture(autouse=True)
-def _pins(require: Any) -> None:
-    require("bpffs", probe=bpffs)
+pytestmark = [pytest.mark.kernel, pytest.mark.needs("bpffs")]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from harness.bpf_objects import held_objects, wait_until_gone
 from harness.interpreters import AS_NOBODY, NOBODY, an_open_interpreter, open_interpreter
 from harness.tiers import Require
 from kerneltrace_core.requests.sharing.folders import remove_stale
-from pin_members import ABI, BPFFS, Member, bpffs, folders, members, wait_until_unpinned
+from pin_members import ABI, BPFFS, Member, folders, members, wait_until_unpinned
 
 pytestmark = pytest.mark.kernel
 
@@ -29,7 +29,7 @@ LONGEST_SECONDS = 0.5
 @pytest.fixture(autouse=True)
 def before(require: Require) -> set[Path]:
     """Return the folders that are there already."""
-    require("bpffs", probe=bpffs)
+    require("bpffs")
     remove_stale()
     return folders()
 

@@ -111,7 +111,7 @@ def needed(script: str) -> list[str]:
 
 def test_the_table_says_what_each_feature_needs_and_no_more(require: Require) -> None:
     require("capability:cap_setuid", "an interpreter for uid 65534", probe=an_open_interpreter)
-    require("tracepoint:page_fault_user")
+    require("tracepoint:page_fault_user", "bpffs")
 
     rows = {feature: needed(script) for feature, script in FEATURES.items()}
 

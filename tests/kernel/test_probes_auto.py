@@ -38,6 +38,7 @@ def opened() -> Iterator[BpfObject]:
         yield it
 
 
+@pytest.mark.needs("tracefs")
 def test_every_program_that_loads_is_attached_where_its_section_says(opened: BpfObject) -> None:
     specs = auto_probes(opened)
     assert [spec.describe() for spec in specs] == [

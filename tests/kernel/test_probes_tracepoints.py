@@ -25,6 +25,8 @@ from kerneltrace_core.session.probes import BtfTracepoint, Probe, RawTracepoint,
 pytestmark = pytest.mark.kernel
 
 GETPPID = Tracepoint("syscalls", "sys_enter_getppid")
+# Only these need to find their numbers in tracefs.
+CLASSIC = pytest.mark.needs("tracefs")
 KINDS: dict[str, Probe] = {
     "tracepoint_hits": GETPPID,
     "raw_hits": RawTracepoint("sys_enter"),
@@ -32,19 +34,22 @@ KINDS: dict[str, Probe] = {
 }
 
 
+EACH_KIND = [pytest.param("tracepoint_hits", marks=CLASSIC), "raw_hits", "btf_hits"]
+
+
 def call(times: int) -> None:
     for _ in range(times):
         os.getppid()
 
 
-@pytest.mark.parametrize("counter", KINDS)
+@pytest.mark.parametrize("counter", EACH_KIND)
 def test_23_calls_are_23_hits(counter: str) -> None:
     with probing("attach", KINDS[counter]) as probes:
         call(23)
         assert probes[counter] == 23
 
 
-@pytest.mark.parametrize("counter", KINDS)
+@pytest.mark.parametrize("counter", EACH_KIND)
 def test_a_link_that_is_detached_and_attached_again_counts_what_happens_while_it_is_attached(
     counter: str,
 ) -> None:
@@ -62,6 +67,7 @@ def test_a_link_that_is_detached_and_attached_again_counts_what_happens_while_it
         assert probes[counter] == 3 + 7
 
 
+@CLASSIC
 def test_all_three_at_once_do_not_disturb_each_other() -> None:
     with probing("attach", *KINDS.values()) as probes:
         call(23)
@@ -92,6 +98,7 @@ def test_nobody_with_two_capabilities_has_raw_and_btf_tracepoints() -> None:
     assert as_nobody(count) == (23, 23)
 
 
+@CLASSIC
 def test_nobody_is_told_what_classic_tracepoints_need() -> None:
     def refused() -> tuple[str, int | None]:
         with pytest.raises(PrivilegeError) as caught, probing("attach", GETPPID):
@@ -109,12 +116,21 @@ def test_nobody_is_told_what_classic_tracepoints_need() -> None:
 @pytest.mark.parametrize(
     ("spec", "told"),
     [
-        (Tracepoint("syscalls", "sys_enter_getpppid", program="on_tracepoint"),
-         "did you mean syscalls:sys_enter_getppid"),
-        (Tracepoint("syscalls", "sched_switch", program="on_tracepoint"),
-         "did you mean sched:sched_switch?"),
-        (Tracepoint("shed", "sched_switch", program="on_tracepoint"),
-         "no tracepoint category shed (did you mean sched:sched_switch?)"),
+        pytest.param(
+            Tracepoint("syscalls", "sys_enter_getpppid", program="on_tracepoint"),
+            "did you mean syscalls:sys_enter_getppid",
+            marks=CLASSIC,
+        ),
+        pytest.param(
+            Tracepoint("syscalls", "sched_switch", program="on_tracepoint"),
+            "did you mean sched:sched_switch?",
+            marks=CLASSIC,
+        ),
+        pytest.param(
+            Tracepoint("shed", "sched_switch", program="on_tracepoint"),
+            "no tracepoint category shed (did you mean sched:sched_switch?)",
+            marks=CLASSIC,
+        ),
         (RawTracepoint("sys_entr", program="on_raw"), "did you mean sys_enter"),
         (RawTracepoint("sys_enter_openat", program="on_raw"),
          'or Tracepoint("syscalls", "sys_enter_openat")'),
@@ -145,6 +161,7 @@ def test_an_optional_probe_that_fails_is_logged_once_and_kept_as_the_links_error
         ]
 
 
+@CLASSIC
 def test_links_are_attached_and_detached_by_many_threads_while_events_flow() -> None:
     with probing("attach", *KINDS.values()) as probes:
         ended = threading.Event()
@@ -173,6 +190,7 @@ def test_links_are_attached_and_detached_by_many_threads_while_events_flow() -> 
         assert {name: probes[name] - before[name] for name in KINDS} == dict.fromkeys(KINDS, 23)
 
 
+@CLASSIC
 def test_before_there_were_perf_links_the_event_itself_is_held(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -193,6 +211,7 @@ def test_before_there_were_perf_links_the_event_itself_is_held(
         assert open_descriptors() == before
 
 
+@CLASSIC
 def test_the_same_program_twice_at_one_place_is_refused() -> None:
     with probing("attach", GETPPID) as probes:
         second = Link(probes.object, "on_tracepoint", GETPPID)
@@ -200,6 +219,7 @@ def test_the_same_program_twice_at_one_place_is_refused() -> None:
             second.attach()
 
 
+@CLASSIC
 def test_a_program_that_was_not_loaded_is_named() -> None:
     with probing("attach", GETPPID) as probes:
         link = Link(probes.object, "on_raw", RawTracepoint("sys_enter"))
@@ -243,6 +263,7 @@ def test_detaching_leaves_no_link_in_the_kernel(require: Require) -> None:
         wait_until(lambda: not ours & link_ids(), f"links {ours} gone")
 
 
+@CLASSIC
 def test_detaching_leaves_no_descriptor() -> None:
     with probing("attach", *KINDS.values(), attach=False) as probes:
         before = open_descriptors()
@@ -255,6 +276,7 @@ def test_detaching_leaves_no_descriptor() -> None:
         assert open_descriptors() == before
 
 
+@CLASSIC
 def test_after_its_session_a_link_says_so() -> None:
     with probing("attach", GETPPID) as probes:
         (link,) = probes.links
@@ -265,6 +287,7 @@ def test_after_its_session_a_link_says_so() -> None:
         link.attach()
 
 
+@CLASSIC
 def test_in_a_forked_child_a_link_is_the_parents() -> None:
     with probing("attach", *KINDS.values()) as probes:
         child = os.fork()

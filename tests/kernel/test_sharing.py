@@ -12,7 +12,6 @@ import pytest
 from broker_scripts import BEGIN
 from harness.interpreters import AS_NOBODY, an_open_interpreter, open_interpreter, shared_path
 from harness.tiers import Require
-from pin_members import bpffs
 from tracer_scripts import TRACER, run, run_under
 
 pytestmark = pytest.mark.kernel
@@ -35,7 +34,7 @@ def test_a_process_alone_has_its_own_copy_and_says_what_that_costs() -> None:
 
 
 def test_pins_on_demand_are_shared_by_unrelated_processes(require: Require) -> None:
-    require("bpffs", probe=bpffs)
+    require("bpffs")
 
     found = run(
         """
@@ -185,7 +184,7 @@ def test_room_is_made_ahead_for_children_that_have_no_privilege(require: Require
 def test_what_a_member_forks_in_the_middle_of_a_request_changes_nothing_of_it(
     way: str, require: Require
 ) -> None:
-    require("bpffs", probe=bpffs)
+    require("bpffs")
 
     found = run(
         f"""
@@ -231,7 +230,7 @@ def test_what_a_member_forks_in_the_middle_of_a_request_changes_nothing_of_it(
 
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_workers_of_multiprocessing_share_one_side(method: str, require: Require) -> None:
-    require("bpffs", probe=bpffs)
+    require("bpffs")
 
     found = run(
         f"""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from harness.tiers import Require
-from pin_members import bpffs
 from tracer_scripts import run, run_under
 
 pytestmark = pytest.mark.kernel
@@ -70,7 +69,7 @@ tell(held=held, mine=tracer.health()["kernel_side"]["joined"], warned=told("WARN
 def test_pins_with_every_index_taken_give_a_copy_of_its_own_with_one_line_that_names_the_cost(
     require: Require,
 ) -> None:
-    require("bpffs", probe=bpffs)
+    require("bpffs")
 
     found = run(
         HOLDERS
@@ -122,7 +121,7 @@ def test_a_helper_that_is_killed_while_it_hands_over_is_told_of_in_one_line(mome
 def test_an_event_loop_runs_on_while_a_join_waits_for_another_process(
     way: str, require: Require
 ) -> None:
-    require("bpffs", probe=bpffs)
+    require("bpffs")
     script = f"""
         import fcntl
         WAY = {way!r}

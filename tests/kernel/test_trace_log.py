@@ -16,7 +16,6 @@ from harness.objects import compile_object
 from harness.tiers import Require
 from kerneltrace_core._native import lib
 from kerneltrace_core.bpf.object import BpfObject
-from kerneltrace_core.kernel.support import Support
 from kerneltrace_core.kernel.tracefs import find_tracefs
 from kerneltrace_core.session.traceline import TraceLine
 from kerneltrace_core.session.tracelog import trace_log
@@ -28,21 +27,9 @@ MARK = os.getpid()
 PATIENCE_SECONDS = 60
 
 
-def readable() -> Support:
-    try:
-        mounted = find_tracefs()
-    except OSError as error:
-        return Support.no(f"tracefs cannot be read: {error}")
-    if mounted is None:
-        return Support.no("tracefs is not mounted")
-    if not os.access(mounted / "trace_pipe", os.R_OK):
-        return Support.no(f"{mounted}/trace_pipe cannot be read")
-    return Support.yes()
-
-
 @pytest.fixture
 def printing(require: Require) -> Iterator[BpfObject]:
-    require("tracefs", probe=readable)
+    require("tracefs")
     with BpfObject(compile_object("printing").read_bytes(), "printing") as opened:
         opened.load()
         wait_until_it_is_on()

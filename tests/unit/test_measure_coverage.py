@@ -30,8 +30,27 @@ def test_a_tier_is_one_line() -> None:
 
     totals = {"percent_covered": 57.04, "num_statements": 3536, "covered_lines": 2015}
 
-    assert measure_coverage.line_of("kernel", totals, "178 passed") == (
-        "coverage of the kernel tier: 57.0 % of 3536 statements (under the tracer: 178 passed)"
+    assert measure_coverage.line_of("unit", totals, "178 passed") == (
+        "coverage of the unit tier: 57.0 % of 3536 statements (under the tracer: 178 passed)"
+    )
+    assert measure_coverage.line_of("kernel", totals, "1 failed") == (
+        "coverage of the kernel tier: 57.0 % of 3536 statements "
+        "(under the tracer, not judged: 1 failed)"
+    )
+
+
+def test_the_unit_tier_is_judged_and_a_tier_that_did_not_run_is_told() -> None:
+    import measure_coverage
+
+    ran, nothing = {"covered_lines": 2015}, {"covered_lines": 0}
+
+    assert measure_coverage.verdict("unit", ran, 0) is None
+    assert measure_coverage.verdict("kernel", ran, 1) is None
+    assert measure_coverage.verdict("unit", ran, 1) == (
+        "unit tier: failed under the tracer: pytest's exit status is 1"
+    )
+    assert measure_coverage.verdict("kernel", nothing, 0) == (
+        "measure coverage of the kernel tier: no statement ran"
     )
 
 

@@ -564,6 +564,18 @@ def test_a_wait_in_doubt_is_settled_by_ready_at(ground: Any) -> None:
     assert 0 <= found.loop_wait_min_ns <= 1_500_000
 
 
+def test_a_step_begins_when_ready_at_has_answered(ground: Any) -> None:
+    def ready_at(coroutine: object) -> int:
+        time.sleep(0.05)
+        return 0
+
+    ground.region.ready_at = ready_at
+    found = Gaps(ground).resume(None, None)
+
+    # Else a switch in there would pass for time on the CPU: the kernel does not see it as ours.
+    assert found.gap_ns >= 53_000_000
+
+
 def test_the_answer_of_ready_at_is_kept_within_the_bounds(ground: Any) -> None:
     ground.region.ready_at = lambda coroutine: 1  # since boot
     found = Gaps(ground).resume(poll_after=2_900_000, sleep_after=500_000)

@@ -89,6 +89,17 @@ def events(consumer: Consumer, timeout: float | None = None) -> EventStream[Any]
     return EventStream(consumer, event_class(SAMPLE), SELECTOR, timeout)
 
 
+def send(ring: FakeRing, hub: Hub, *records: bytes) -> None:
+    """Submit records and wait until a pump's thread, if there is one, has queued them all.
+
+    Else a reader's timeout would race with that thread.
+    """
+    ring.submit(*records)
+    while hub._pump is not None and ring.pending_bytes():
+        time.sleep(0.001)
+    hub.stats()  # not before the hub has shared out what it drained
+
+
 def later(seconds: float, function: Callable[[], object]) -> threading.Timer:
     timer = threading.Timer(seconds, function)
     timer.start()
@@ -122,11 +133,11 @@ def test_the_timeout_ends_the_iteration_and_the_next_goes_on(
 ) -> None:
     async def main() -> tuple[list[int], float, list[int]]:
         stream = events(consumer, 0.05)
-        ring.submit(record(1))
+        send(ring, consumer.hub, record(1))
         begin = time.monotonic()
         first = [event.number async for event in stream]
         waited = time.monotonic() - begin
-        ring.submit(record(2))
+        send(ring, consumer.hub, record(2))
         return first, waited, [event.number async for event in stream]
 
     first, waited, second = run(main)
@@ -240,7 +251,7 @@ def test_raw_records_and_batches_come_too(run: Run, hub: Hub, ring: FakeRing) ->
     async def main() -> tuple[list[bytes], list[int]]:
         raw = RawStream(hub.subscribe(None), 0.05)
         batches: BatchStream[Any] = BatchStream(hub.subscribe(SELECTOR), SAMPLE, 0.05, 2)
-        ring.submit(record(1), record(2), b"other", record(3))
+        send(ring, hub, record(1), record(2), b"other", record(3))
         records = [each async for each in raw]
         numbers = []
         async for batch in batches:
@@ -256,7 +267,7 @@ def test_callbacks_may_be_coroutines_and_say_when_to_stop(
 ) -> None:
     async def main() -> tuple[int, list[int], int]:
         stream = events(consumer, 0.05)
-        ring.submit(*(record(number) for number in range(10)))
+        send(ring, consumer.hub, *(record(number) for number in range(10)))
         numbers: list[int] = []
 
         async def slowly(event: Any) -> bool:
@@ -289,7 +300,7 @@ def test_the_event_loop_watches_nothing_while_nobody_waits(
 
     async def main() -> None:
         before = loop.watching
-        ring.submit(record(1))
+        send(ring, consumer.hub, record(1))
         stream = events(consumer, 0.01)
         assert [event.number async for event in stream] == [1]
         assert loop.watching == before
@@ -311,7 +322,7 @@ def test_under_another_library_it_says_so(consumer: Consumer) -> None:
 def test_sync_callbacks_are_called_until_they_return_false(
     consumer: Consumer, ring: FakeRing
 ) -> None:
-    ring.submit(*(record(number) for number in range(5)))
+    send(ring, consumer.hub, *(record(number) for number in range(5)))
     numbers: list[int] = []
 
     def callback(event: Any) -> bool:

@@ -102,13 +102,14 @@ class Record:
             self._entered_run_ns = self._run_ns
         self._depth += 1
 
-    def _add_loop_wait(self, thread: Thread, coro: object, now: int) -> None:
+    def _add_loop_wait(self, thread: Thread, coro: object, now: int) -> bool:
         """Bound the time for which this was ready while the loop did other things.
 
         It cannot have become ready before the last poll that slept began to return, and it
-        was ready when the last poll of all returned.
+        was ready when the last poll of all returned. Return whether the region was asked.
         """
         gap = now - self._left_ns
+        asked = False
         if self._queued or gap <= 0:
             low = high = max(gap, 0)
         else:
@@ -117,10 +118,12 @@ class Record:
             # With several steps it cannot be told which one's readiness ended the gap.
             if high - low > region.doubt_ns and coro is not None and self._live == 1:
                 ready = region._ask_ready_at(coro)
+                asked = True
                 if ready:
                     low = high = min(high, max(low, now - ready))
         self._loop_wait_min_ns += low
         self._loop_wait_max_ns += high
+        return asked
 
     def _bounds(self, thread: Thread, now: int, gap: int) -> tuple[int, int]:
         # Without min() and max(), which cost more than all the rest.

@@ -116,10 +116,14 @@ class Thread:
         if previous is record:
             return None
         now = monotonic_ns()
-        if self.region is not None and self.region.sampler is not None:
-            self.sample(self.region.sampler, now)
+        sampler = None if self.region is None else self.region.sampler
+        if sampler is not None:
+            self.sample(sampler, now)
         if record is not None and record._home == self.serial and not record._depth:
-            record._add_loop_wait(self, coro, now)
+            asked = record._add_loop_wait(self, coro, now)
+            # That took time. What a sampler was told, though, ends when it was told.
+            if asked and sampler is None:
+                now = monotonic_ns()
         # What was called out of here may have been here, too.
         if now < self.since_ns:
             now = self.since_ns

@@ -3,7 +3,9 @@
  * Borders: a thread's owner changes, and the time since the last border is charged.
  *
  * The clock is read before the store on the way in and after it on the way out:
- * the time booked here always contains the window that the kernel sees.
+ * the time booked here always contains the window that the kernel sees. It is read as
+ * late as can be, for a switch between the two is not in that window and would pass for
+ * time on the CPU.
  */
 #ifndef KT_STEP_BORDERS_H
 #define KT_STEP_BORDERS_H
@@ -45,6 +47,7 @@ static Record *change_owner(struct thread *t, Record *owner, uint64_t now)
 /* Begin to work for `r` (NULL: nobody). A closed record's work is nobody's. */
 static void enter(struct thread *t, Record *r, PyObject *coro, struct visit *visit)
 {
+	bool asked = false;
 	uint64_t now;
 
 	visit->border = false;
@@ -58,7 +61,10 @@ static void enter(struct thread *t, Record *r, PyObject *coro, struct visit *vis
 	now = clock_ns();
 	sample(t, now);
 	if (r && r->home == t->serial && !r->depth)
-		add_loop_wait(t, r, coro, now);
+		asked = add_loop_wait(t, r, coro, now);
+	/* That took time. What a sampler was told, though, ends when it was told. */
+	if (asked && !sampler_of(t))
+		now = clock_ns();
 	/* What was called in Python may have been here, too. */
 	if (now < t->since_ns)
 		now = t->since_ns;

@@ -7,10 +7,11 @@
 #include "clock.h"
 
 /* It cannot have become ready before the last poll that slept began to return,
- * and it was ready when the last poll of all returned. */
-static void add_loop_wait(struct thread *t, Record *r, PyObject *coro, uint64_t now)
+ * and it was ready when the last poll of all returned. True if Python was asked. */
+static bool add_loop_wait(struct thread *t, Record *r, PyObject *coro, uint64_t now)
 {
 	uint64_t gap = since(now, r->left_ns), min = gap, max = gap, ready;
+	bool asked = false;
 
 	if (!r->queued) {
 		volatile uint64_t *entry = entry_of(t);
@@ -21,12 +22,14 @@ static void add_loop_wait(struct thread *t, Record *r, PyObject *coro, uint64_t 
 		/* With several steps it cannot be told which one's readiness ended the gap. */
 		if (max - min > r->region->doubt_ns && coro && r->live == 1) {
 			ready = ask_ready_at(r->region, coro);
+			asked = true;
 			if (ready)
 				min = max = least(max, most(min, since(now, ready)));
 		}
 	}
 	r->ledger.loop_wait_min_ns += min;
 	r->ledger.loop_wait_max_ns += max;
+	return asked;
 }
 
 #endif
