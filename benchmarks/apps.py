@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -27,6 +28,10 @@ from kerneltrace_asgi import KernelTraceMiddleware
 # A path of each: a route that never suspends, and one that goes once around the event loop.
 NEVER = "/never"
 ONCE = "/once"
+# Some work of its own: JSON, read and written, for about half a millisecond.
+WORK = "/work"
+ROWS = [{"id": number, "name": f"row {number}", "values": [number] * 8} for number in range(20)]
+TIMES = 8
 
 HEADERS = [(b"host", b"127.0.0.1:8000"), (b"accept", b"*/*"), (b"user-agent", b"none/1.0")]
 BODY = b'{"ok":true}'
@@ -65,12 +70,26 @@ def fastapi() -> Any:
     async def never() -> dict[str, bool]:
         return {"ok": True}
 
+    @app.get(WORK)
+    async def work() -> dict[str, int]:
+        return {"rows": sum(len(json.loads(json.dumps(ROWS))) for _ in range(TIMES))}
+
     @app.get(ONCE)
     async def once() -> dict[str, bool]:
         await asyncio.sleep(0)
         return {"ok": True}
 
     return app
+
+
+class Nothing:
+    """The least that a middleware can do."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.app(scope, receive, send)
 
 
 def traced(app: Any, **options: Any) -> Any:

@@ -28,13 +28,17 @@ WARM_UP_SECONDS = 0.5
 KEPT = 0.97
 # Patience, not a bound: with ASan, on a busy machine, a start takes most of it.
 START_SECONDS = 60.0
-# The one with the least to do, where tracing weighs most; and one as people run it.
-SETTINGS: dict[str, tuple[str, list[str]]] = {
-    "bare": ("Starlette, no access log", ["--no-access-log"]),
-    "usual": ("FastAPI, access log", []),
+# The one with the least to do, where tracing weighs most; one as people run it; and that with a
+# request that does something.
+SETTINGS: dict[str, tuple[str, list[str], str]] = {
+    "bare": ("Starlette, no access log", ["--no-access-log"], apps.NEVER),
+    "usual": ("FastAPI, access log", [], apps.NEVER),
+    "working": ("FastAPI, access log, half a millisecond of JSON", [], apps.WORK),
 }
 NAMES = {"plain": "plain", "traced": "kerneltrace", "otel": "OpenTelemetry"}
 VARIANTS = tuple(NAMES)
+# What the least middleware costs: one that hands everything on, and does nothing.
+NOTHING = "nothing"
 RATE = re.compile(r"Requests/sec:\s+([\d.]+)")
 DONE = re.compile(r"(\d+) requests in")
 FAILED = re.compile(r"Non-2xx|Socket errors")
@@ -43,12 +47,16 @@ FAILED = re.compile(r"Non-2xx|Socket errors")
 class Server:
     """uvicorn with one worker, on a CPU of its own where there are two."""
 
+    path = apps.NEVER
+
     def __init__(self, backend: str, setting: str) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
         self.cpus = sorted(os.sched_getaffinity(0))
-        command = [sys.executable, "-m", "uvicorn", f"benchmarks.server_app:{setting}"]
+        self.path = SETTINGS[setting][2]
+        application = "bare" if setting == "bare" else "usual"
+        command = [sys.executable, "-m", "uvicorn", f"benchmarks.server_app:{application}"]
         command += ["--port", str(self.port), "--lifespan", "off"]
         command += ["--loop", "uvloop", "--http", "httptools", *SETTINGS[setting][1]]
         self._process = subprocess.Popen(
@@ -88,7 +96,7 @@ class Server:
     def load(self, variant: str, seconds: float) -> tuple[float, float]:
         """Return requests per second, and us of the server's CPU time for each."""
         cpu = self.cpus[-1]
-        url = f"http://127.0.0.1:{self.port}/{variant}{apps.NEVER}"
+        url = f"http://127.0.0.1:{self.port}/{variant}{self.path}"
         # wrk takes whole seconds; it ends in good order when interrupted.
         command = [WRK, "-t1", f"-c{CONNECTIONS}", "-d60s", url]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -168,10 +176,10 @@ def _samples(size: Size, setting: str) -> Samples:
     seconds = max(0.1, SECONDS * size.scale)
     for _ in range(size.times(SERVERS)):
         with _server(size.backend, setting) as server:
-            for variant in VARIANTS:
+            for variant in (*VARIANTS, NOTHING):
                 visit(server, size, alone, [variant], WARM_UP_SECONDS * size.scale + 0.1)
             for number in range(size.limit(ROUNDS)):
-                order = list(VARIANTS)[:: -1 if number % 2 else 1]
+                order = [*VARIANTS, NOTHING][:: -1 if number % 2 else 1]
                 for name, values in visit(server, size, alone, order, seconds).items():
                     samples.setdefault(name, []).extend(values)
     return samples
@@ -182,7 +190,7 @@ def run(size: Size) -> Result:
     if not WRK or not hasattr(os, "sched_setaffinity"):
         raise Unavailable("needs Linux and wrk")
     result = Result()
-    for setting, (what, _) in SETTINGS.items():
+    for setting, (what, _, _) in SETTINGS.items():
         samples = result.samples[setting] = _samples(size, setting)
         for variant, label in NAMES.items():
             name = f"{variant}_rate"
@@ -196,6 +204,9 @@ def run(size: Size) -> Result:
                 budget=budget,
                 at_least=True,
             )
+        kept = ratios(samples, f"{NOTHING}_rate", "plain_rate")
+        label = f"{what}: kept by a middleware that does nothing"
+        result.median(f"{setting}_nothing_kept", label, kept, "ratio")
         label = f"{what}: CPU time of the server per request, plain"
         result.median(f"{setting}_plain_cpu", label, samples["plain_cpu_us"], "us")
         for variant in ("traced", "otel"):

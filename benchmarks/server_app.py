@@ -26,6 +26,7 @@ class Variants:
             "plain": plain,
             "traced": apps.traced(plain, backend=BACKEND),
             "otel": apps.otel(plain, batch=True),
+            "nothing": apps.Nothing(plain),
         }
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
