@@ -23,6 +23,11 @@ def time_factor() -> float:
     return GUEST_FACTOR if os.environ.get("RUN_IN_KERNEL") else 1.0
 
 
+def rounds(times: int, *, in_guest: int) -> int:
+    """Return how often to repeat what a few rounds show as well: fewer in a guest."""
+    return in_guest if os.environ.get("RUN_IN_KERNEL") else times
+
+
 def deadline_of(item: pytest.Item) -> float:
     """Return the seconds that one phase of a test may take."""
     marker = item.get_closest_marker("deadline")

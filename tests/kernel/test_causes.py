@@ -307,6 +307,7 @@ def switch_often() -> None:
 
 
 @pytest.mark.parametrize("serve", [on_loop, in_thread])
+@pytest.mark.unprivileged
 def test_context_switches_are_those_that_rusage_counts(
     tracer: RequestTracer, serve: Callable[[RequestTracer, Work], KernelStats]
 ) -> None:

@@ -66,6 +66,7 @@ def test_without_a_filter_everybody_is_wanted() -> None:
         assert found.filtered() == 0
 
 
+@pytest.mark.unprivileged
 def test_only_the_calls_of_the_own_process_are_counted_and_the_rest_as_filtered() -> None:
     with filtering(OWN) as found:
         call(100)
@@ -223,6 +224,7 @@ def test_children_are_not_followed_unless_it_is_asked_for() -> None:
         assert found.wanted() == 10
 
 
+@pytest.mark.unprivileged
 def test_children_and_their_children_are_followed_from_their_first_call_on() -> None:
     def work() -> None:
         call(50)

@@ -51,7 +51,7 @@ def run_uvloop(main: Main) -> Any:
 RUNNERS: dict[str, Callable[[Main], Any]] = {"asyncio": asyncio.run, "uvloop": run_uvloop}
 
 
-@pytest.fixture(params=RUNNERS)
+@pytest.fixture(params=["asyncio", pytest.param("uvloop", marks=pytest.mark.any_kernel)])
 def run(request: pytest.FixtureRequest) -> Callable[[Main], Any]:
     """Return what runs a coroutine, on each kind of event loop."""
     return RUNNERS[request.param]
@@ -201,6 +201,7 @@ def cpu_agrees(trial: Callable[[], list[tuple[KernelStats, int | None, int]]]) -
 
 
 @pytest.mark.parametrize("doing", [on_loop, in_thread])
+@pytest.mark.unprivileged
 def test_cpu_time_is_what_the_threads_clock_says(
     tracer: RequestTracer, doing: Callable[[RequestTracer, Callable[[], Any]], KernelStats]
 ) -> None:
@@ -310,6 +311,7 @@ def assert_bounded(waiter: Waiter, slack_ns: int) -> None:
 
 
 @pytest.mark.parametrize("handler", [sleep_by_timer, sleep_in_child, receive_late])
+@pytest.mark.any_kernel
 def test_the_true_wait_for_the_loop_lies_between_the_bounds(
     tracer: RequestTracer,
     run: Callable[[Main], Any],
@@ -326,6 +328,7 @@ def test_the_true_wait_for_the_loop_lies_between_the_bounds(
     assert_balanced(guilty)
 
 
+@pytest.mark.any_kernel
 def test_behind_a_timer_the_wait_for_the_loop_is_exact(tracer: RequestTracer) -> None:
     waiter = Waiter()
 
@@ -336,6 +339,7 @@ def test_behind_a_timer_the_wait_for_the_loop_is_exact(tracer: RequestTracer) ->
     assert close_to(waiter.stats.loop_wait_ns, waiter.true_ns)
 
 
+@pytest.mark.any_kernel
 def test_a_wait_whose_end_nobody_stamped_is_not_called_exact(tracer: RequestTracer) -> None:
     waiter = Waiter()
 
@@ -344,6 +348,7 @@ def test_a_wait_whose_end_nobody_stamped_is_not_called_exact(tracer: RequestTrac
     assert waiter.stats.loop_wait_exact is False
 
 
+@pytest.mark.any_kernel
 def test_a_task_that_is_queued_waits_for_all_of_its_gap(
     tracer: RequestTracer, run: Callable[[Main], Any]
 ) -> None:
@@ -373,6 +378,7 @@ def test_a_task_that_is_queued_waits_for_all_of_its_gap(
     assert waiter.stats.suspended_ns < NS_PER_MS
 
 
+@pytest.mark.any_kernel
 def test_the_longest_hold_of_the_loop_names_the_guilty_request(
     tracer: RequestTracer, run: Callable[[Main], Any]
 ) -> None:
@@ -395,6 +401,7 @@ def test_the_longest_hold_of_the_loop_names_the_guilty_request(
     assert max(held[:-1]) < BLOCKER_NS // 2
 
 
+@pytest.mark.any_kernel
 def test_an_idle_loop_is_no_wait(tracer: RequestTracer) -> None:
     async def handler() -> None:
         await asyncio.sleep(0.05)

@@ -20,7 +20,7 @@ from harness.bpf_objects import held_objects, wait_until_gone
 from kerneltrace_core.kernel.support import Support
 from kerneltrace_core.requests.sharing.folders import remove_stale
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.needs("thread_registration", "task_storage")]
 
 BPFFS = Path("/sys/fs/bpf")
 GROUPS = ("sched", "syscalls")
@@ -144,6 +144,7 @@ def test_members_that_start_at_once_share_one_side_and_the_last_one_unpins(
     wait_until_gone(objects)
 
 
+@pytest.mark.any_kernel
 def test_pins_are_for_their_user_alone(before: set[Path]) -> None:
     with members(1) as (member,):
         member.told()
@@ -156,7 +157,7 @@ def test_pins_are_for_their_user_alone(before: set[Path]) -> None:
     wait_until_unpinned(before)
 
 
-@pytest.mark.parametrize("victims", ["first", "all"])
+@pytest.mark.parametrize("victims", [pytest.param("first", marks=pytest.mark.any_kernel), "all"])
 def test_killed_members_leave_nothing_when_the_last_is_gone(
     victims: str, before: set[Path]
 ) -> None:
@@ -180,6 +181,7 @@ def test_killed_members_leave_nothing_when_the_last_is_gone(
     wait_until_gone(objects)
 
 
+@pytest.mark.any_kernel
 def test_the_next_start_removes_what_was_left_by_those_whose_watcher_was_killed_too(
     before: set[Path],
 ) -> None:
@@ -199,6 +201,7 @@ def test_the_next_start_removes_what_was_left_by_those_whose_watcher_was_killed_
     wait_until_gone(objects)
 
 
+@pytest.mark.any_kernel
 def test_a_start_takes_over_what_is_whole_though_nobody_lives_in_it(before: set[Path]) -> None:
     with members(1, PATH="/nowhere") as (unwatched,):
         unwatched.told()
@@ -211,6 +214,7 @@ def test_a_start_takes_over_what_is_whole_though_nobody_lives_in_it(before: set[
 
 
 @pytest.mark.parametrize("left", ["empty", "half"])
+@pytest.mark.any_kernel
 def test_a_folder_whose_maker_died_while_pinning_is_made_anew(left: str, before: set[Path]) -> None:
     with members(1, PATH="/nowhere") as (unlucky,):
         unlucky.told()
@@ -232,6 +236,7 @@ def test_a_folder_whose_maker_died_while_pinning_is_made_anew(left: str, before:
     wait_until_unpinned(before)
 
 
+@pytest.mark.any_kernel
 def test_another_version_runs_beside_a_running_old_one(before: set[Path]) -> None:
     with members(2, ABI=f"{ABI}2") as old, members(2) as new:
         told = [member.told() for member in (*old, *new)]
@@ -250,6 +255,7 @@ def test_another_version_runs_beside_a_running_old_one(before: set[Path]) -> Non
     assert folders() - before == set()
 
 
+@pytest.mark.any_kernel
 def test_who_hangs_with_the_lock_is_not_waited_for_long(before: set[Path]) -> None:
     with members(1) as (member,):
         member.told()
@@ -268,6 +274,7 @@ def test_who_hangs_with_the_lock_is_not_waited_for_long(before: set[Path]) -> No
     wait_until_unpinned(before)
 
 
+@pytest.mark.any_kernel
 def test_a_member_that_is_stopped_keeps_nobody_from_joining(before: set[Path]) -> None:
     with members(1) as (stopped,):
         stopped.told()
@@ -282,6 +289,7 @@ def test_a_member_that_is_stopped_keeps_nobody_from_joining(before: set[Path]) -
     assert folders() - before == set()
 
 
+@pytest.mark.any_kernel
 def test_a_folder_that_others_can_write_to_is_not_trusted(before: set[Path]) -> None:
     with members(1) as (member,):
         member.told()
@@ -296,6 +304,7 @@ def test_a_folder_that_others_can_write_to_is_not_trusted(before: set[Path]) -> 
     wait_until_unpinned(before)
 
 
+@pytest.mark.any_kernel
 def test_a_symbolic_link_is_not_followed(before: set[Path], tmp_path: Path) -> None:
     path = BPFFS / f"kerneltrace-{os.geteuid()}-{ABI}0"
     path.symlink_to(tmp_path)

@@ -47,6 +47,7 @@ def numbers(frames: bytes) -> list[int]:
     return [struct.unpack_from("=Q", payload, 24)[0] for payload, _ in split(frames)]
 
 
+@pytest.mark.unprivileged
 def test_every_record_comes_once_and_in_order_over_many_turns(
     program: RingProgram, reader: RingReader
 ) -> None:
@@ -229,6 +230,7 @@ def one_cpu() -> Iterator[int]:
     os.sched_setaffinity(0, before)
 
 
+@pytest.mark.unprivileged
 def test_samples_come_with_their_cpu_and_the_kernels_padding(
     program: RingProgram, perf: PerfReader, one_cpu: int
 ) -> None:

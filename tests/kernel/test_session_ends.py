@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from harness.deadlines import rounds
 from harness.forked import in_child
 from harness.objects import compile_object
 from kerneltrace_core import BtfTracepoint, ClosedError, Filter, Session
@@ -150,7 +151,7 @@ def test_a_signal_handler_closes_a_session_in_the_midst_of_a_drain(
 
 def test_a_child_that_is_forked_while_sessions_open_and_close_has_nothing_of_theirs() -> None:
     def open_and_close() -> None:
-        for _ in range(20):
+        for _ in range(rounds(20, in_guest=5)):
             Session(OBJECT, [PROBE]).open().close()
 
     thread = threading.Thread(target=open_and_close)

@@ -35,6 +35,23 @@ def release_of(kernel: str) -> str:
     return (cache_folder() / "kernels" / f".{kernel}").read_text().strip()
 
 
+def compile_outside() -> None:
+    """Compile here what a guest would take fifteen times as long for: Python and BPF programs."""
+    environment = {n: t for n, t in os.environ.items() if n != "PYTHONDONTWRITEBYTECODE"}
+    for command in (
+        ("compileall", "-q", "src", "tests"),
+        # Modules of tests compile their BPF programs when they are imported; pytest keeps its own
+        # bytecode of them.
+        ("pytest", "-qq", "--collect-only", "-p", "no:cacheprovider", "tests/kernel"),
+    ):
+        subprocess.run(
+            [sys.executable, "-m", *command],
+            env=environment,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+
+
 def run_kernel(kernel: str, folder: Path, options: argparse.Namespace, more: list[str]) -> int:
     """Run the tier on one kernel; return the exit status."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -64,6 +81,7 @@ def main() -> int:
     parser.add_argument("kernels", nargs="+", metavar="KERNEL")
     options = parser.parse_args(sys.argv[1:split])
     failed = []
+    compile_outside()
     for kernel in options.kernels:
         release = release_of(kernel)
         print(f"\n=== {kernel}: linux {release}", flush=True)

@@ -33,6 +33,8 @@ class Case:
     message: str
     answers: tuple[Answer, ...]
     features: tuple[str, ...]
+    # What it shows does not depend on the kernel: it does not run in guests.
+    any_kernel: bool = False
 
     @property
     def test(self) -> str:
@@ -93,6 +95,7 @@ def parse_junit(text: str) -> tuple[Case, ...]:
             told.get("message", "") if told is not None else "",
             tuple(parse_answer(value) for name, value in properties if name == "asked"),
             tuple(value for name, value in properties if name == "feature"),
+            any(name == "any_kernel" for name, _ in properties),
         )
         key = (case.module, case.name)
         if key not in cases or outcome == "failed":
