@@ -80,15 +80,17 @@ def main() -> int:
     parser.add_argument("--document", type=Path, metavar="FILE")
     parser.add_argument("kernels", nargs="+", metavar="KERNEL")
     options = parser.parse_args(sys.argv[1:split])
-    failed = []
+    failed, ran = [], []
     compile_outside()
     for kernel in options.kernels:
         release = release_of(kernel)
         print(f"\n=== {kernel}: linux {release}", flush=True)
         name = f"{HOST}-{release}" if kernel == HOST else release
+        ran.append(name)
         if run_kernel(kernel, options.results / name, options, sys.argv[split + 1 :]):
             failed.append(kernel)
-    results = read_results(options.results)
+    # Not what an earlier run left of other kernels.
+    results = read_results(options.results, ran)
     print(f"\n{render_text(results)}", flush=True)
     if options.document:
         options.document.write_text(render(results))

@@ -54,6 +54,16 @@ def results(tmp_path: Path) -> Results:
     return read_results(tmp_path)
 
 
+def test_what_an_earlier_run_left_of_other_kernels_is_not_read(
+    results: Results, tmp_path: Path
+) -> None:
+    assert len(results) == 2
+
+    [kernel] = read_results(tmp_path, ["host-6.18.44"])
+
+    assert kernel.is_host
+
+
 def test_kernels_are_in_order_and_the_host_is_last(results: Results) -> None:
     assert [kernel.title for kernel in results] == ["5.10.0-46-cloud-amd64", "6.18.44 (host)"]
 
