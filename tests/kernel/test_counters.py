@@ -549,4 +549,9 @@ def test_timed_calls_take_the_time_that_they_block(tracer: RequestTracer) -> Non
     assert slowest.name == "clock_nanosleep"
     assert slowest.ns is not None
     assert stats.blocked_by is not None
-    assert slowest.ns >= stats.blocked_by["sleep"] >= 20_000_000
+    assert stats.cpu_ns is not None
+    assert stats.run_queue_ns is not None
+    assert slowest.ns >= 20_000_000
+    # The rest of the call it was not asleep yet, or not any more.
+    on_its_feet_ns = slowest.ns - stats.blocked_by["sleep"]
+    assert 0 <= on_its_feet_ns <= stats.cpu_ns + stats.run_queue_ns
