@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.deadlines import rounds
 from harness.leaks import parse_program_ids, program_ids
+from harness.pace import rounds
 from kerneltrace_core._native import lib
 from kerneltrace_core.bpf.object import BpfObject, builtin_object
 from kerneltrace_core.errors import AttachError, ClosedError, KernelTraceError, LoadError

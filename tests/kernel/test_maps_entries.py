@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from harness.deadlines import rounds
 from harness.map_layouts import U32, U64, layout_of, text
 from harness.map_object import MapObject, created, map_object, memory_for_maps, read
 from harness.nobody import as_nobody
+from harness.pace import rounds
 from harness.tiers import Require
 from kerneltrace_core._native import lib
 from kerneltrace_core.errors import (

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.deadlines import rounds
 from harness.nobody import as_nobody
+from harness.pace import rounds
 from harness.probing import open_descriptors, probing, wait_until
 from harness.tiers import Require
 from kerneltrace_core._native import attach as native

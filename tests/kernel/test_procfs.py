@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.deadlines import time_factor
+from harness.pace import time_factor
 from kerneltrace_core.requests import KernelStats, RequestTracer, procfs
 from traced import NS_PER_MS, Meter, Serve, close_to, in_thread, on_loop, run_python, serve, tracing
 

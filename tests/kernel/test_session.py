@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 
 import kerneltrace_core
-from harness.deadlines import rounds
 from harness.forked import in_child
 from harness.leaks import held_by, program_ids
 from harness.nobody import as_nobody
 from harness.objects import compile_object
+from harness.pace import rounds
 from kerneltrace_core import (
     AttachError,
     BtfTracepoint,

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from harness.deadlines import rounds
 from harness.forked import in_child
 from harness.objects import compile_object
+from harness.pace import rounds
 from kerneltrace_core import BtfTracepoint, ClosedError, Filter, Session
 from kerneltrace_core._native import rings
 from kerneltrace_core.bpf.object import BpfObject
