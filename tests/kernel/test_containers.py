@@ -92,11 +92,10 @@ def traced(*before: str, script: str = SCRIPT, arguments: tuple[str, ...] = ()) 
     return found
 
 
-# The kernel side is concerned with the namespace that numbers processes: "pid", and "all" at once.
 @pytest.mark.parametrize(
     "name",
     [
-        name if name in ("pid", "all") else pytest.param(name, marks=pytest.mark.any_kernel)
+        name if name == "all" else pytest.param(name, marks=pytest.mark.any_kernel)
         for name in NAMESPACES
     ],
 )

@@ -58,7 +58,9 @@ def run(script: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("doing", ["on_loop", "in_thread"])
+@pytest.mark.parametrize(
+    "doing", [pytest.param("on_loop", marks=pytest.mark.any_kernel), "in_thread"]
+)
 def test_a_childs_work_is_nobodys_and_the_parent_stays_exact(doing: str) -> None:
     found = run(
         f"""
@@ -225,7 +227,7 @@ def test_many_children_one_after_the_other_and_at_once_leave_the_parent_exact() 
     "options",
     [
         "",
-        "preexec_fn=lambda: call(30)",
+        pytest.param("preexec_fn=lambda: call(30)", marks=pytest.mark.any_kernel),
         pytest.param("start_new_session=True", marks=pytest.mark.any_kernel),
         pytest.param("close_fds=False", marks=pytest.mark.any_kernel),
     ],
