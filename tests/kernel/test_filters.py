@@ -20,6 +20,7 @@ from harness.forked import in_child
 from harness.map_object import memory_for_maps
 from harness.nobody import as_nobody
 from harness.objects import compile_object
+from harness.pace import rounds
 from harness.tiers import Require
 from kerneltrace_core import Session
 from kerneltrace_core.errors import OptionError
@@ -196,7 +197,7 @@ def test_who_is_wanted_all_along_misses_no_call_while_filters_change() -> None:
 
         def change() -> None:
             try:
-                for _ in range(30):
+                for _ in range(rounds(30, in_guest=5)):
                     for each in filters:
                         found.control.set(each)
             finally:

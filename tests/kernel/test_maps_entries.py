@@ -215,9 +215,10 @@ def test_an_arrays_elements_are_always_there() -> None:
 
 @pytest.mark.parametrize("batches", [True, False])
 def test_clear_and_drain_empty_a_hash(batches: bool) -> None:
-    with created(layout_of(MapType.HASH, U32, U64, 5000)) as table:
+    count = rounds(5000, in_guest=700)
+    with created(layout_of(MapType.HASH, U32, U64, count)) as table:
         table._walk.batches = batches
-        expected = {key: key * 3 for key in range(5000)}
+        expected = {key: key * 3 for key in range(count)}
         table.update(expected)
 
         assert dict(table.drain()) == expected
@@ -249,7 +250,7 @@ def test_a_pass_survives_change(kind: MapType, batches: bool) -> None:
         changer.start()
         try:
             # A Counter of a mapping would take its values for the counts.
-            passes = [Counter(iter(table)) for _ in range(20)]
+            passes = [Counter(iter(table)) for _ in range(rounds(20, in_guest=3))]
         finally:
             done.set()
             changer.join()
@@ -263,9 +264,10 @@ def test_a_pass_survives_change(kind: MapType, batches: bool) -> None:
 
 @pytest.mark.parametrize("batches", [True, False])
 def test_the_loops_body_may_delete_what_it_is_given(batches: bool) -> None:
-    with created(layout_of(MapType.HASH, U32, U64, 2000)) as table:
+    count = rounds(2000, in_guest=500)
+    with created(layout_of(MapType.HASH, U32, U64, count)) as table:
         table._walk.batches = batches
-        table.update(dict.fromkeys(range(2000), 1))
+        table.update(dict.fromkeys(range(count), 1))
 
         for key in table:
             del table[key]
