@@ -20,6 +20,7 @@ struct bpf_object; struct bpf_program; struct bpf_map; struct bpf_link; struct b
 
 struct bpf_object *kt_object_open(const void *bytes, size_t size, const char *name,
                                   const char *btf_path);
+void kt_object_close_unloaded(struct bpf_object *object);
 int bpf_object__load(struct bpf_object *object);
 void bpf_object__close(struct bpf_object *object);
 struct bpf_program *bpf_object__find_program_by_name(const struct bpf_object *, const char *);

@@ -91,6 +91,19 @@ struct bpf_object *kt_object_open(const void *bytes, size_t size, const char *na
 	return bpf_object__open_mem(bytes, size, &options);
 }
 
+void kt_object_close_unloaded(struct bpf_object *object)
+{
+	struct bpf_program *program;
+	struct bpf_map *map;
+
+	bpf_object__for_each_program (program, object)
+		bpf_program__set_autoload(program, false);
+	bpf_object__for_each_map (map, object)
+		bpf_map__set_autocreate(map, false);
+	bpf_object__load(object);
+	bpf_object__close(object);
+}
+
 int kt_program_run(int program_fd, void *context, size_t size)
 {
 	LIBBPF_OPTS(bpf_test_run_opts, options, .ctx_in = context, .ctx_size_in = size);
