@@ -40,6 +40,7 @@ PATIENCE_SECONDS = 60
 @pytest.fixture(autouse=True)
 def programs(require: Require) -> None:
     require("tracepoint:sys_enter")
+    require("memory for maps", probe=memory_for_maps)
 
 
 def eventually(reached: Callable[[], bool]) -> bool:

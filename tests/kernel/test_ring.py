@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.map_object import memory_for_maps
 from harness.ring_program import DISCARDED, MALFORMED, OTHER, SAMPLE, UNKNOWN, RingProgram
 from harness.tiers import Require
 from kerneltrace_core.errors import ClosedError, RingError
@@ -31,6 +32,7 @@ TYPED = Layout(64, 0, 2, (1,))
 @pytest.fixture
 def program(require: Require) -> Iterator[RingProgram]:
     require("ring_buffer")
+    require("memory for maps", probe=memory_for_maps)
     program = RingProgram(RING_BYTES)
     yield program
     program.close()

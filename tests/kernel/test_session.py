@@ -8,19 +8,22 @@ import errno
 import gc
 import logging
 import os
+import re
+import resource
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 import kerneltrace_core
 from harness.forked import in_child
 from harness.leaks import held_by, program_ids
+from harness.map_object import memory_for_maps
 from harness.nobody import as_nobody
 from harness.objects import compile_object
 from harness.pace import rounds
@@ -35,12 +38,17 @@ from kerneltrace_core import (
     KernelTraceError,
     LoadError,
     OptionError,
+    PrivilegeError,
     Session,
     Tracepoint,
     kernel_event,
     u32,
 )
+from kerneltrace_core.kernel.features import FeatureProbes
+from kerneltrace_core.kernel.privileges import read_privileges
 from kerneltrace_core.kernel.support import Support
+
+T = TypeVar("T")
 
 OBJECT = compile_object("session")
 OWN = Filter(current_process=True)
@@ -56,6 +64,8 @@ TESTS = Path(__file__).parents[1]
 @pytest.fixture(autouse=True)
 def needs(require: Callable[..., None]) -> None:
     require("tracepoint:sys_enter", "ring_buffer")
+    # Of uid 65534 in a run of its own; what it is told is a test's matter below.
+    require("memory for maps", probe=memory_for_maps)
 
 
 def call(times: int = 1) -> None:
@@ -346,7 +356,7 @@ def test_custom_btf_is_a_file_or_a_folder_of_them(tmp_path: Path) -> None:
         with Session(OBJECT, "auto", btf=place, filter=OWN) as session:
             call(2)
             assert numbers(session) == [100, 101]
-    with pytest.raises(OptionError, match=f"no BTF of kernel {os.uname().release}"):
+    with pytest.raises(OptionError, match=f"no BTF of kernel {re.escape(os.uname().release)}"):
         Session(OBJECT, btf=tmp_path.parent).open()
     (tmp_path / "broken").write_bytes(vmlinux[:1000])
     with pytest.raises(KernelTraceError):
@@ -566,6 +576,40 @@ def test_without_capabilities_the_error_names_them() -> None:
 
     assert told.startswith("PrivilegeError")
     assert "CAP_BPF" in told
+
+
+def in_little_memory(act: Callable[[], T]) -> T:
+    """Return what ``act`` returns as uid 65534 that may lock 64 KiB."""
+
+    def limited() -> T:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (1 << 16, 1 << 16))
+        return act()
+
+    return as_nobody(limited)
+
+
+def counts_locked_memory() -> Support:
+    """Tell whether this kernel charges maps to RLIMIT_MEMLOCK, as before Linux 5.11."""
+    free = in_little_memory(lambda: FeatureProbes(read_privileges()).locked_memory().works)
+    return Support.no("this kernel charges no map to RLIMIT_MEMLOCK") if free else Support.yes()
+
+
+def test_nobody_with_too_little_memory_to_lock_is_told_the_limit(require: Require) -> None:
+    require("capability:cap_setuid")
+    require("locked memory that counts", probe=counts_locked_memory)
+    data = OBJECT.read_bytes()
+
+    def act() -> str:
+        try:
+            Session(data, "auto").open()
+        except PrivilegeError as error:
+            return str(error)
+        return "it opened"
+
+    told = in_little_memory(act)
+
+    assert told.startswith("load object session: EPERM: RLIMIT_MEMLOCK is 64 KiB, and this kernel")
+    assert "(raise it: ulimit -l unlimited, " in told
 
 
 @pytest.fixture
