@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.pace import time_factor
+from harness.pace import stretched, time_factor
 from kerneltrace_core.requests import KernelStats, RequestTracer, layout
 from traced import (
     NS_PER_MS,
@@ -37,7 +37,7 @@ pytestmark = [pytest.mark.kernel, pytest.mark.needs("thread_registration", "task
 # to the other CPU.
 CROSSING_NS = int(30_000 * time_factor())
 # How long what waits has to wait: longer than it takes to begin.
-LATE_SECONDS = 0.03 * time_factor()
+LATE_SECONDS = stretched(0.03)
 
 Work = Callable[[], object]
 Wait = Callable[[ExitStack, Path], Work]
@@ -294,7 +294,7 @@ def test_a_wait_shows_under_its_cause_for_as_long_as_the_thread_was_off_cpu(
 
 
 def test_the_other_bank_stays_empty_on_the_event_loop(tracer: RequestTracer) -> None:
-    stats = on_loop(tracer, lambda: time.sleep(0.001))
+    stats = on_loop(tracer, lambda: time.sleep(stretched(0.001)))
 
     assert (stats.threads, stats.thread_ns, stats.thread_blocked_ns) == (0, 0, 0)
     assert stats.blocked_by is not None
@@ -302,7 +302,7 @@ def test_the_other_bank_stays_empty_on_the_event_loop(tracer: RequestTracer) -> 
 
 
 def test_a_threads_wait_is_not_the_event_loops(tracer: RequestTracer) -> None:
-    stats = in_thread(tracer, lambda: time.sleep(0.02))
+    stats = in_thread(tracer, lambda: time.sleep(stretched(0.02)))
 
     assert stats.threads == 1
     assert stats.blocked_by is not None

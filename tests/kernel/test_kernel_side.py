@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from harness.leaks import parse_program_ids, program_ids
-from harness.pace import rounds
+from harness.pace import rounds, stretched
 from kerneltrace_core._native import lib
 from kerneltrace_core.bpf.object import BpfObject, builtin_object
 from kerneltrace_core.errors import AttachError, ClosedError, KernelTraceError, LoadError
@@ -256,7 +256,7 @@ def test_a_request_that_is_open_when_tracing_stops_keeps_what_it_counted() -> No
             async def handler() -> None:
                 for _ in range(7):
                     os.getppid()
-                time.sleep(0.005)
+                time.sleep(stretched(0.005))
                 tracer.stop()
                 os.getppid()  # nobody counts this
                 await asyncio.sleep(0.001)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import uvloop
 
+from harness.pace import stretched
 from kerneltrace_core.requests import KernelStats, RequestTracer
 from traced import (
     NS_PER_MS,
@@ -166,10 +167,10 @@ def test_what_a_nested_request_did_is_its_own(tracer: RequestTracer) -> None:
     inside: list[KernelStats] = []
 
     async def inner() -> None:
-        time.sleep(0.02)
+        time.sleep(stretched(0.02))
 
     async def outer() -> None:
-        time.sleep(0.005)
+        time.sleep(stretched(0.005))
         inside.append(await serve(tracer, inner))
 
     stats = asyncio.run(serve(tracer, outer))
@@ -178,7 +179,7 @@ def test_what_a_nested_request_did_is_its_own(tracer: RequestTracer) -> None:
     assert inside[0].blocked_by is not None
     assert inside[0].wall_ns is not None
     assert stats.nested_ns is not None
-    assert 5 * NS_PER_MS <= stats.blocked_by["sleep"] < 20 * NS_PER_MS
+    assert 5 * NS_PER_MS <= stats.blocked_by["sleep"] < stretched(20) * NS_PER_MS
     assert inside[0].blocked_by["sleep"] >= 20 * NS_PER_MS
     assert close_to(stats.nested_ns, inside[0].wall_ns)
 
@@ -420,7 +421,7 @@ def test_waiting_for_a_child_process_off_the_loop_is_suspended_time(
     tracer: RequestTracer,
 ) -> None:
     async def handler() -> None:
-        await asyncio.to_thread(subprocess.run, ["sleep", "0.05"], check=True)
+        await asyncio.to_thread(subprocess.run, ["sleep", f"{stretched(0.05)}"], check=True)
 
     stats = asyncio.run(serve(tracer, handler))
 

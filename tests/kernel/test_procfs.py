@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.pace import time_factor
+from harness.pace import stretched, time_factor
 from kerneltrace_core.requests import KernelStats, RequestTracer, procfs
 from traced import (
     NS_PER_MS,
@@ -250,7 +250,7 @@ def test_a_file_that_may_not_be_read_leaves_its_fields_none(
     monkeypatch.setattr(procfs, "IO", str(tmp_path / "not there"))
 
     with tracing(backend="procfs") as tracer:
-        stats = on_loop(tracer, lambda: time.sleep(0.002))
+        stats = on_loop(tracer, lambda: time.sleep(stretched(0.002)))
 
     assert (stats.read_bytes, stats.write_bytes) == (None, None)
     assert (stats.disk_read_bytes, stats.disk_write_bytes) == (None, None)
