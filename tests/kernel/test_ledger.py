@@ -20,6 +20,7 @@ from traced import (
     NS_PER_MS,
     SWITCH_NS,
     WITHIN_NS,
+    Meter,
     close_to,
     in_thread,
     may_have_been_stolen,
@@ -27,6 +28,7 @@ from traced import (
     serve,
     stolen_ticks,
     tracing,
+    undisturbed,
 )
 
 pytestmark = [pytest.mark.kernel, pytest.mark.needs("thread_registration", "task_storage")]
@@ -164,24 +166,28 @@ def test_a_live_ledger_sums_in_the_middle_of_a_step_too(tracer: RequestTracer) -
 
 
 def test_what_a_nested_request_did_is_its_own(tracer: RequestTracer) -> None:
-    inside: list[KernelStats] = []
+    def trial(meter: Meter) -> None:
+        inside: list[KernelStats] = []
 
-    async def inner() -> None:
-        time.sleep(stretched(0.02))
+        async def inner() -> None:
+            time.sleep(stretched(0.02))
 
-    async def outer() -> None:
-        time.sleep(stretched(0.005))
-        inside.append(await serve(tracer, inner))
+        async def outer() -> None:
+            with meter:
+                time.sleep(stretched(0.005))
+            inside.append(await serve(tracer, inner))
 
-    stats = asyncio.run(serve(tracer, outer))
+        stats = asyncio.run(serve(tracer, outer))
 
-    assert stats.blocked_by is not None
-    assert inside[0].blocked_by is not None
-    assert inside[0].wall_ns is not None
-    assert stats.nested_ns is not None
-    assert 5 * NS_PER_MS <= stats.blocked_by["sleep"] < stretched(20) * NS_PER_MS
-    assert inside[0].blocked_by["sleep"] >= 20 * NS_PER_MS
-    assert close_to(stats.nested_ns, inside[0].wall_ns)
+        assert stats.blocked_by is not None
+        assert inside[0].blocked_by is not None
+        assert inside[0].wall_ns is not None
+        assert stats.nested_ns is not None
+        assert 5 * NS_PER_MS <= stats.blocked_by["sleep"] < stretched(20) * NS_PER_MS
+        assert inside[0].blocked_by["sleep"] >= 20 * NS_PER_MS
+        assert close_to(stats.nested_ns, inside[0].wall_ns)
+
+    undisturbed(trial)
 
 
 # ---- CPU time -----------------------------------------------------------------------------
