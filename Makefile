@@ -12,6 +12,8 @@ UNIT := tests/unit tests/kernels
 KERNELS ?= bullseye bookworm trixie sid host
 SELECT ?= kernel
 KERNEL_TIMEOUT ?= 1800
+# How many guests at a time; each has two virtual CPUs and 2 GiB.
+KERNEL_JOBS ?= 1
 # The interpreter for `make test-python`.
 NEWEST_PYTHON ?= 3.14
 # More arguments for pytest: make test-unit ARGS='-k step'
@@ -103,7 +105,7 @@ test-deaths: deps $(VENV)/.stamp ## kill 500 workers at random, in three ways, a
 test-kernels: $(VENV)/.stamp ## run the kernel tier on other kernels, as guests (KERNELS=..., SELECT=...)
 	@PYTHON='$(PYTHON)' sh tools/deps.sh guest
 	@sh tests/kernels/fetch_kernels.sh $(filter-out host,$(KERNELS))
-	@$(BIN)/python tests/kernels/matrix.py --timeout $(KERNEL_TIMEOUT) --select '$(SELECT)' \
+	@$(BIN)/python tests/kernels/matrix.py --timeout $(KERNEL_TIMEOUT) --jobs $(KERNEL_JOBS) --select '$(SELECT)' \
 		$(if $(filter kernel-5,$(SELECT)-$(words $(KERNELS))),--document docs/kernels.md) $(KERNELS) -- $(ARGS)
 
 # The C parts in a build of their own, with every error fatal; CPython leaks at its exit, so leaks are

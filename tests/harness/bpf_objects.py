@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from harness.deadlines import time_factor
+from harness.pace import time_factor
 
 BPF_NUMBER = {"x86_64": 321, "aarch64": 280, "riscv64": 280}
 # The commands of bpf(2) that return the next id, and what fdinfo calls an id of the kind.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import faulthandler
-import os
 import signal
 import sys
 import threading
@@ -13,14 +12,9 @@ from types import FrameType
 
 import pytest
 
+from harness.pace import time_factor
+
 SECONDS = {"unit": 120.0, "kernel": 60.0, "integration": 180.0}
-# An emulated guest takes about fifteen times as long.
-GUEST_FACTOR = 15.0
-
-
-def time_factor() -> float:
-    """Return by how much everything takes longer here than on a real machine."""
-    return GUEST_FACTOR if os.environ.get("RUN_IN_KERNEL") else 1.0
 
 
 def deadline_of(item: pytest.Item) -> float:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from harness.objects import compile_object
+from harness.pace import time_factor
 from kerneltrace_core._native import lib
 from kerneltrace_core.bpf.object import BpfObject
 from kerneltrace_core.session.choosing import choose_program
@@ -64,8 +65,6 @@ def probing(
 
 def wait_until(true: Callable[[], bool], what: str) -> None:
     """Look again and again until it is so; fails after ten seconds (in a guest, 150)."""
-    from harness.deadlines import time_factor  # which needs pytest, and not all who use this have
-
     deadline = time.monotonic() + PATIENCE_SECONDS * time_factor()
     while not true():
         assert time.monotonic() < deadline, f"not within {PATIENCE_SECONDS:g} s: {what}"

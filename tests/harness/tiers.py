@@ -76,6 +76,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(tier)
         for marker in item.iter_markers("feature"):
             item.user_properties.append(("feature", str(marker.args[0])))
+        if item.get_closest_marker("any_kernel"):
+            item.user_properties.append(("any_kernel", "yes"))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.deadlines import time_factor
+from harness.pace import time_factor
 from harness.tiers import Require
 
 pytestmark = pytest.mark.integration

@@ -11,7 +11,7 @@ import pytest
 from broker_scripts import BEGIN
 from traced import run_python
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.needs("thread_registration", "task_storage")]
 
 
 def run(script: str, processes: int = 4) -> dict[str, Any]:
@@ -55,6 +55,7 @@ def test_a_process_without_any_capability_joins_and_is_counted_exactly() -> None
         "request(want={})",
     ],
 )
+@pytest.mark.any_kernel
 def test_whoever_sends_what_makes_no_sense_is_told_so_or_cut_off(packet: str) -> None:
     found = run(
         f"""
@@ -70,6 +71,7 @@ def test_whoever_sends_what_makes_no_sense_is_told_so_or_cut_off(packet: str) ->
     assert found["joined"] == 100
 
 
+@pytest.mark.any_kernel
 def test_thousands_of_connections_that_say_nothing_keep_nobody_out() -> None:
     found = run(
         """
@@ -105,6 +107,7 @@ def test_thousands_of_connections_that_say_nothing_keep_nobody_out() -> None:
     assert found == {"made": True, "joined": 100, "slow": False, "after": 100}
 
 
+@pytest.mark.any_kernel
 def test_who_takes_no_answer_keeps_the_others_not_out_for_long() -> None:
     found = run(
         """
@@ -127,6 +130,7 @@ def test_who_takes_no_answer_keeps_the_others_not_out_for_long() -> None:
     assert found == {"sulking": False, "joined": 100, "other": 100}
 
 
+@pytest.mark.any_kernel
 def test_a_member_can_neither_become_another_one_nor_be_charged_as_one() -> None:
     found = run(
         """
@@ -176,6 +180,7 @@ def test_a_member_cannot_detach_the_programs_of_the_others() -> None:
     assert found == {"detached": 0, "mine": 100}
 
 
+@pytest.mark.any_kernel
 def test_a_full_pool_is_said_and_room_is_made_by_death_however_sudden() -> None:
     found = run(
         """
@@ -208,6 +213,7 @@ def test_a_full_pool_is_said_and_room_is_made_by_death_however_sudden() -> None:
     assert (found["reused"], found["end"]) == (True, 100)
 
 
+@pytest.mark.any_kernel
 def test_who_has_an_index_after_another_sees_nothing_of_it() -> None:
     found = run(
         """
@@ -342,6 +348,7 @@ def refused():
         "write_packet({**real, 'process': 3}), fds",
     ],
 )
+@pytest.mark.any_kernel
 def test_what_is_no_offer_is_refused_soon_and_leaves_no_descriptor(answer: str) -> None:
     script = textwrap.dedent(SERVER) + textwrap.dedent(
         f"""

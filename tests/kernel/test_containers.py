@@ -15,7 +15,7 @@ from harness.tiers import Require
 from kerneltrace_core.kernel.support import Support
 from traced import run_python
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.needs("thread_registration", "task_storage")]
 
 SCRIPT = """
 import json, logging, os, sys
@@ -70,7 +70,13 @@ def traced(*before: str, script: str = SCRIPT, arguments: tuple[str, ...] = ()) 
     return found
 
 
-@pytest.mark.parametrize("name", NAMESPACES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name == "all" else pytest.param(name, marks=pytest.mark.any_kernel)
+        for name in NAMESPACES
+    ],
+)
 def test_numbers_are_exact_inside_a_namespace(name: str, require: Require) -> None:
     require(f"namespace {name}", probe=lambda: can(*NAMESPACES[name]))
 
@@ -81,6 +87,7 @@ def test_numbers_are_exact_inside_a_namespace(name: str, require: Require) -> No
 
 
 @pytest.mark.parametrize("name", ["pid", "read-only", "all"])
+@pytest.mark.any_kernel
 def test_a_container_whose_entry_point_is_run_needs_no_capability_in_the_server(
     name: str, require: Require
 ) -> None:
@@ -140,7 +147,9 @@ def cgroup(request: pytest.FixtureRequest, require: Require) -> Iterator[Path]:
         folder.rmdir()
 
 
-@pytest.mark.parametrize("cgroup", ["v1", "v2"], indirect=True)
+@pytest.mark.parametrize(
+    "cgroup", [pytest.param("v1", marks=pytest.mark.any_kernel), "v2"], indirect=True
+)
 def test_numbers_are_exact_in_a_control_group(cgroup: Path) -> None:
     join = f'echo $$ > {cgroup}/cgroup.procs && exec "$@"'
 
@@ -152,6 +161,7 @@ def test_numbers_are_exact_in_a_control_group(cgroup: Path) -> None:
 # ---- seccomp -------------------------------------------------------------------------------------
 
 
+@pytest.mark.any_kernel
 def test_dockers_default_filter_with_both_capabilities_added_changes_nothing(
     require: Require,
 ) -> None:
@@ -160,6 +170,7 @@ def test_dockers_default_filter_with_both_capabilities_added_changes_nothing(
     assert {**traced(*filtered(DENIED)), "pid": 0} == {**EXACT, "joined": "own", "pid": 0}
 
 
+@pytest.mark.any_kernel
 def test_dockers_default_filter_without_them_is_suspected(require: Require) -> None:
     require("libseccomp", probe=libseccomp)
 
@@ -170,6 +181,7 @@ def test_dockers_default_filter_without_them_is_suspected(require: Require) -> N
     assert "a seccomp filter is on" in found["warned"][0]
 
 
+@pytest.mark.any_kernel
 def test_run_works_under_dockers_default_filter(require: Require) -> None:
     require("libseccomp", probe=libseccomp)
 

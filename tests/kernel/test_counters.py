@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from harness.tiers import Require
+from harness.tiers import Require, ask
+from kerneltrace_core.kernel.support import Support
 from kerneltrace_core.requests import RequestTracer
 from traced import Meter, Serve, calls_of, during, errors_of, in_thread, on_loop, tracing
 
@@ -241,13 +242,12 @@ def several_messages(kept: list[object], sizes: tuple[int, ...]) -> Any:
     return messages
 
 
-@pytest.mark.parametrize("serve", [on_loop, in_thread])
-def test_bytes_on_sockets_are_counted_apart_whatever_call_moves_them(
-    tracer: RequestTracer,
-    sockets: tuple[socket.socket, socket.socket],
-    serve: Serve,
-    file: int,
-) -> None:
+MESSAGES = (40, 50)
+MOVED = 10 + 200 + 1500 + 30 + sum(MESSAGES) + 4000 + 60
+
+
+def moving_bytes(sockets: tuple[socket.socket, socket.socket], file: int) -> Callable[[], None]:
+    """Return what sends MOVED bytes through a pair of sockets by every call, and receives them."""
     here, there = sockets
     libc = ctypes.CDLL(None, use_errno=True)
     kept: list[object] = []
@@ -257,7 +257,7 @@ def test_bytes_on_sockets_are_counted_apart_whatever_call_moves_them(
         os.write(here.fileno(), bytes(200))
         here.sendmsg([bytes(1000), bytes(500)])
         os.writev(here.fileno(), [bytes(30)])
-        assert libc.sendmmsg(here.fileno(), several_messages(kept, (40, 50)), 2, 0) == 2
+        assert libc.sendmmsg(here.fileno(), several_messages(kept, MESSAGES), 2, 0) == 2
         os.sendfile(here.fileno(), file, 0, 4000)
         here.sendall(bytes(60))
 
@@ -266,19 +266,57 @@ def test_bytes_on_sockets_are_counted_apart_whatever_call_moves_them(
         assert len(os.read(there.fileno(), 200)) == 200
         assert there.recvmsg_into([bytearray(1500)])[0] == 1500
         assert os.readv(there.fileno(), [bytearray(30)]) == 30
-        assert libc.recvmmsg(there.fileno(), several_messages(kept, (40, 50)), 2, 0, None) == 2
+        assert libc.recvmmsg(there.fileno(), several_messages(kept, MESSAGES), 2, 0, None) == 2
         received = 0
         while received < 4060:
             received += len(there.recvfrom(4060 - received)[0])
 
-    stats = during(serve, tracer, work)
+    return work
 
-    moved = 10 + 200 + 1500 + 30 + 90 + 4000 + 60
-    assert stats.net_tx_bytes == moved
-    assert stats.net_rx_bytes == moved
+
+@pytest.mark.parametrize("serve", [on_loop, in_thread])
+def test_bytes_on_sockets_are_counted_apart_whatever_call_moves_them(
+    tracer: RequestTracer,
+    sockets: tuple[socket.socket, socket.socket],
+    serve: Serve,
+    file: int,
+    require: Require,
+) -> None:
+    require("tracepoint:sock_send_length")
+
+    stats = during(serve, tracer, moving_bytes(sockets, file))
+
+    assert (stats.net_tx_bytes, stats.net_rx_bytes) == (MOVED, MOVED)
     assert stats.read_bytes == 0
     assert stats.write_bytes == 0
     assert errors_of(stats) == {}
+    assert calls_of(stats)["sendmmsg"] == calls_of(stats)["recvmmsg"] == 1
+
+
+def lacks_socket_tracepoints() -> Support:
+    """Tell whether bytes on sockets are known by what system calls return alone."""
+    answer = ask("tracepoint:sock_send_length")
+    if answer.works:
+        return Support.no("this kernel has the tracepoint sock_send_length")
+    return Support.yes(answer.reason)
+
+
+@pytest.mark.parametrize("serve", [on_loop, in_thread])
+def test_before_sockets_had_tracepoints_bytes_are_what_system_calls_return(
+    tracer: RequestTracer,
+    sockets: tuple[socket.socket, socket.socket],
+    serve: Serve,
+    file: int,
+    require: Require,
+) -> None:
+    require("a kernel before 6.3", probe=lacks_socket_tracepoints)
+
+    stats = during(serve, tracer, moving_bytes(sockets, file))
+
+    # sendmmsg and recvmmsg return a number of messages; a byte was looked at before it was read.
+    assert stats.net_tx_bytes == MOVED - sum(MESSAGES)
+    assert stats.net_rx_bytes == MOVED - sum(MESSAGES) + 1
+    assert (stats.read_bytes, stats.write_bytes) == (0, 0)
     assert calls_of(stats)["sendmmsg"] == calls_of(stats)["recvmmsg"] == 1
 
 
@@ -552,4 +590,9 @@ def test_timed_calls_take_the_time_that_they_block(tracer: RequestTracer) -> Non
     assert slowest.name == "clock_nanosleep"
     assert slowest.ns is not None
     assert stats.blocked_by is not None
-    assert slowest.ns >= stats.blocked_by["sleep"] >= 20_000_000
+    assert stats.cpu_ns is not None
+    assert stats.run_queue_ns is not None
+    assert slowest.ns >= 20_000_000
+    # The rest of the call it was not asleep yet, or not any more.
+    on_its_feet_ns = slowest.ns - stats.blocked_by["sleep"]
+    assert 0 <= on_its_feet_ns <= stats.cpu_ns + stats.run_queue_ns

@@ -231,6 +231,7 @@ def test_nobody_without_capabilities_is_told_which_and_falls_back(
     assert {part["errno"] for part in sched["tracepoints"]} == {errno.EPERM}
 
 
+@pytest.mark.any_kernel
 def test_the_exit_status_of_the_text_is_that_of_the_json(nobodys_python: list[str]) -> None:
     status, document = run_doctor(nobodys_python)
     done = subprocess.run(

@@ -20,6 +20,7 @@ from harness.forked import in_child
 from harness.map_object import memory_for_maps
 from harness.nobody import as_nobody
 from harness.objects import compile_object
+from harness.pace import rounds
 from harness.tiers import Require
 from kerneltrace_core import Session
 from kerneltrace_core.errors import OptionError
@@ -39,6 +40,7 @@ PATIENCE_SECONDS = 60
 @pytest.fixture(autouse=True)
 def programs(require: Require) -> None:
     require("tracepoint:sys_enter")
+    require("memory for maps", probe=memory_for_maps)
 
 
 def eventually(reached: Callable[[], bool]) -> bool:
@@ -66,6 +68,7 @@ def test_without_a_filter_everybody_is_wanted() -> None:
         assert found.filtered() == 0
 
 
+@pytest.mark.unprivileged
 def test_only_the_calls_of_the_own_process_are_counted_and_the_rest_as_filtered() -> None:
     with filtering(OWN) as found:
         call(100)
@@ -195,7 +198,7 @@ def test_who_is_wanted_all_along_misses_no_call_while_filters_change() -> None:
 
         def change() -> None:
             try:
-                for _ in range(30):
+                for _ in range(rounds(30, in_guest=5)):
                     for each in filters:
                         found.control.set(each)
             finally:
@@ -223,6 +226,7 @@ def test_children_are_not_followed_unless_it_is_asked_for() -> None:
         assert found.wanted() == 10
 
 
+@pytest.mark.unprivileged
 def test_children_and_their_children_are_followed_from_their_first_call_on() -> None:
     def work() -> None:
         call(50)

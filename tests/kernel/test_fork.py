@@ -58,7 +58,9 @@ def run(script: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("doing", ["on_loop", "in_thread"])
+@pytest.mark.parametrize(
+    "doing", [pytest.param("on_loop", marks=pytest.mark.any_kernel), "in_thread"]
+)
 def test_a_childs_work_is_nobodys_and_the_parent_stays_exact(doing: str) -> None:
     found = run(
         f"""
@@ -153,7 +155,7 @@ def test_a_child_that_goes_on_running_the_request_disturbs_no_cell_of_its_parent
     assert found["attribution"] == "exact"
 
 
-@pytest.mark.parametrize("backend", ["bpf", "procfs"])
+@pytest.mark.parametrize("backend", ["bpf", pytest.param("procfs", marks=pytest.mark.any_kernel)])
 def test_a_child_that_starts_its_own_tracer_is_exact_and_so_is_its_parent(backend: str) -> None:
     found = run(
         f"""
@@ -222,7 +224,13 @@ def test_many_children_one_after_the_other_and_at_once_leave_the_parent_exact() 
 
 
 @pytest.mark.parametrize(
-    "options", ["", "preexec_fn=lambda: call(30)", "start_new_session=True", "close_fds=False"]
+    "options",
+    [
+        "",
+        pytest.param("preexec_fn=lambda: call(30)", marks=pytest.mark.any_kernel),
+        pytest.param("start_new_session=True", marks=pytest.mark.any_kernel),
+        pytest.param("close_fds=False", marks=pytest.mark.any_kernel),
+    ],
 )
 def test_a_program_that_is_run_is_one_fork_and_one_exec_and_nothing_else(options: str) -> None:
     found = run(
@@ -249,6 +257,7 @@ def test_a_program_that_is_run_is_one_fork_and_one_exec_and_nothing_else(options
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.any_kernel
 def test_a_worker_of_multiprocessing_traces_its_own(method: str) -> None:
     found = run(
         f"""
@@ -321,6 +330,7 @@ def test_a_traced_process_that_becomes_another_program_is_traced_no_more(
     assert (found["held"], found["left"]) == (0, 0)
 
 
+@pytest.mark.any_kernel
 def test_a_child_gives_up_its_parents_descriptors_and_keeps_no_patch() -> None:
     found = run(
         """
@@ -352,6 +362,7 @@ def test_a_child_gives_up_its_parents_descriptors_and_keeps_no_patch() -> None:
     assert found["restored"]
 
 
+@pytest.mark.any_kernel
 def test_a_fork_while_other_threads_work_for_requests_is_safe_for_all() -> None:
     found = run(
         """

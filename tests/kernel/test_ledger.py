@@ -15,16 +15,22 @@ from typing import Any
 import pytest
 import uvloop
 
+from harness.pace import stretched
 from kerneltrace_core.requests import KernelStats, RequestTracer
 from traced import (
     NS_PER_MS,
     SWITCH_NS,
+    WITHIN_NS,
     CpuClock,
+    Meter,
     close_to,
     in_thread,
+    may_have_been_stolen,
     on_loop,
     serve,
+    stolen_ticks,
     tracing,
+    undisturbed,
 )
 
 pytestmark = [pytest.mark.kernel, pytest.mark.needs("thread_registration", "task_storage")]
@@ -52,7 +58,7 @@ def run_uvloop(main: Main) -> Any:
 RUNNERS: dict[str, Callable[[Main], Any]] = {"asyncio": asyncio.run, "uvloop": run_uvloop}
 
 
-@pytest.fixture(params=RUNNERS)
+@pytest.fixture(params=["asyncio", pytest.param("uvloop", marks=pytest.mark.any_kernel)])
 def run(request: pytest.FixtureRequest) -> Callable[[Main], Any]:
     """Return what runs a coroutine, on each kind of event loop."""
     return RUNNERS[request.param]
@@ -163,35 +169,51 @@ def test_a_live_ledger_sums_in_the_middle_of_a_step_too(tracer: RequestTracer) -
 
 
 def test_what_a_nested_request_did_is_its_own(tracer: RequestTracer) -> None:
-    inside: list[KernelStats] = []
+    def trial(meter: Meter) -> None:
+        inside: list[KernelStats] = []
 
-    async def inner() -> None:
-        time.sleep(0.02)
+        async def inner() -> None:
+            time.sleep(stretched(0.02))
 
-    async def outer() -> None:
-        time.sleep(0.005)
-        inside.append(await serve(tracer, inner))
+        async def outer() -> None:
+            with meter:
+                time.sleep(stretched(0.005))
+            inside.append(await serve(tracer, inner))
 
-    stats = asyncio.run(serve(tracer, outer))
+        stats = asyncio.run(serve(tracer, outer))
 
-    assert stats.blocked_by is not None
-    assert inside[0].blocked_by is not None
-    assert inside[0].wall_ns is not None
-    assert stats.nested_ns is not None
-    assert 5 * NS_PER_MS <= stats.blocked_by["sleep"] < 20 * NS_PER_MS
-    assert inside[0].blocked_by["sleep"] >= 20 * NS_PER_MS
-    assert close_to(stats.nested_ns, inside[0].wall_ns)
+        assert stats.blocked_by is not None
+        assert inside[0].blocked_by is not None
+        assert inside[0].wall_ns is not None
+        assert stats.nested_ns is not None
+        assert 5 * NS_PER_MS <= stats.blocked_by["sleep"] < stretched(20) * NS_PER_MS
+        assert inside[0].blocked_by["sleep"] >= 20 * NS_PER_MS
+        assert close_to(stats.nested_ns, inside[0].wall_ns)
+
+    undisturbed(trial)
 
 
 # ---- CPU time -----------------------------------------------------------------------------
 
 
-def assert_cpu_agrees(stats: KernelStats, ours: int | None, true: int) -> None:
-    """Compare a time on the CPU with what the thread had, within 2%."""
-    switches = (stats.ctx_voluntary or 0) + (stats.ctx_involuntary or 0)
-    slack = max(200_000, true // 50) + SWITCH_NS * switches
-    assert ours is not None
-    assert abs(ours - true) <= slack, (ours, true, switches)
+def cpu_agrees(trial: Callable[[], list[tuple[KernelStats, int | None, int]]]) -> None:
+    """Compare times on the CPU with what the thread had, within 2%.
+
+    Between two clocks that are read one after the other the hypervisor may take the CPU; if it has
+    taken it meanwhile, by its own account, once more.
+    """
+    for again in (True, True, False):
+        stolen = stolen_ticks()
+        wrong = []
+        for stats, ours, true in trial():
+            switches = (stats.ctx_voluntary or 0) + (stats.ctx_involuntary or 0)
+            slack = max(2 * WITHIN_NS, true // 50) + SWITCH_NS * switches
+            if ours is None or abs(ours - true) > slack:
+                wrong.append((ours, true, switches))
+        if not wrong:
+            return
+        if not (again and may_have_been_stolen(stolen)):
+            pytest.fail(f"cpu_ns, what the thread had, context switches: {wrong}")
 
 
 class Timed:
@@ -218,24 +240,24 @@ class Timed:
 def test_cpu_time_is_what_the_thread_had(
     tracer: RequestTracer, doing: Callable[[RequestTracer, Callable[[], Any]], KernelStats]
 ) -> None:
-    used: list[int] = []
+    def trial() -> list[tuple[KernelStats, int | None, int]]:
+        used: list[int] = []
 
-    def work() -> None:
-        used.append(spin(0.02))
-        time.sleep(0.002)
-        used.append(spin(0.01))
+        def work() -> None:
+            used.append(spin(0.02))
+            time.sleep(0.002)
+            used.append(spin(0.01))
 
-    stats = doing(tracer, work)
+        stats = doing(tracer, work)
+        return [(stats, stats.cpu_ns if doing is on_loop else stats.thread_cpu_ns, sum(used))]
 
-    assert_cpu_agrees(stats, stats.cpu_ns if doing is on_loop else stats.thread_cpu_ns, sum(used))
+    cpu_agrees(trial)
 
 
 def test_cpu_time_of_concurrent_requests_is_each_ones_own(
     tracer: RequestTracer, run: Callable[[Main], Any]
 ) -> None:
-    found: list[tuple[KernelStats, int | None, int]] = []
-
-    async def request(number: int) -> None:
+    async def request(number: int) -> tuple[KernelStats, int | None, int]:
         async def work() -> None:
             for _ in range(4):
                 spin(0.001 * (1 + number))
@@ -247,16 +269,19 @@ def test_cpu_time_of_concurrent_requests_is_each_ones_own(
             await timed
 
         stats = await serve(tracer, handler)
-        found.append((stats, stats.cpu_ns, timed.cpu_ns))
+        return stats, stats.cpu_ns, timed.cpu_ns
 
-    async def main() -> None:
-        await asyncio.gather(*(request(number) for number in range(6)))
+    def trial() -> list[tuple[KernelStats, int | None, int]]:
+        found: list[tuple[KernelStats, int | None, int]] = []
 
-    run(main())
+        async def main() -> None:
+            found.extend(await asyncio.gather(*(request(number) for number in range(6))))
 
-    assert len(found) == 6
-    for each in found:
-        assert_cpu_agrees(*each)
+        run(main())
+        assert len(found) == 6
+        return found
+
+    cpu_agrees(trial)
 
 
 # ---- waiting for the event loop -------------------------------------------------------------
@@ -325,6 +350,7 @@ def assert_bounded(waiter: Waiter, slack_ns: int) -> None:
 
 
 @pytest.mark.parametrize("handler", [sleep_by_timer, sleep_in_child, receive_late])
+@pytest.mark.any_kernel
 def test_the_true_wait_for_the_loop_lies_between_the_bounds(
     tracer: RequestTracer,
     run: Callable[[Main], Any],
@@ -341,6 +367,7 @@ def test_the_true_wait_for_the_loop_lies_between_the_bounds(
     assert_balanced(guilty)
 
 
+@pytest.mark.any_kernel
 def test_behind_a_timer_the_wait_for_the_loop_is_exact(tracer: RequestTracer) -> None:
     waiter = Waiter()
 
@@ -351,6 +378,7 @@ def test_behind_a_timer_the_wait_for_the_loop_is_exact(tracer: RequestTracer) ->
     assert close_to(waiter.stats.loop_wait_ns, waiter.true_ns)
 
 
+@pytest.mark.any_kernel
 def test_a_wait_whose_end_nobody_stamped_is_not_called_exact(tracer: RequestTracer) -> None:
     waiter = Waiter()
 
@@ -359,6 +387,7 @@ def test_a_wait_whose_end_nobody_stamped_is_not_called_exact(tracer: RequestTrac
     assert waiter.stats.loop_wait_exact is False
 
 
+@pytest.mark.any_kernel
 def test_a_task_that_is_queued_waits_for_all_of_its_gap(
     tracer: RequestTracer, run: Callable[[Main], Any]
 ) -> None:
@@ -388,6 +417,7 @@ def test_a_task_that_is_queued_waits_for_all_of_its_gap(
     assert waiter.stats.suspended_ns < NS_PER_MS
 
 
+@pytest.mark.any_kernel
 def test_the_longest_hold_of_the_loop_names_the_guilty_request(
     tracer: RequestTracer, run: Callable[[Main], Any]
 ) -> None:
@@ -410,6 +440,7 @@ def test_the_longest_hold_of_the_loop_names_the_guilty_request(
     assert max(held[:-1]) < BLOCKER_NS // 2
 
 
+@pytest.mark.any_kernel
 def test_an_idle_loop_is_no_wait(tracer: RequestTracer) -> None:
     async def handler() -> None:
         await asyncio.sleep(0.05)
@@ -426,7 +457,7 @@ def test_waiting_for_a_child_process_off_the_loop_is_suspended_time(
     tracer: RequestTracer,
 ) -> None:
     async def handler() -> None:
-        await asyncio.to_thread(subprocess.run, ["sleep", "0.05"], check=True)
+        await asyncio.to_thread(subprocess.run, ["sleep", f"{stretched(0.05)}"], check=True)
 
     stats = asyncio.run(serve(tracer, handler))
 

@@ -101,6 +101,7 @@ def test_what_fits_is_submitted_and_the_rest_is_lost(flood: Flood, ring: RingRea
     assert ring.drain().records == ROOM
 
 
+@pytest.mark.unprivileged
 def test_a_flood_of_which_most_is_lost_is_counted_to_the_last_record(
     flood: Flood, ring: RingReader
 ) -> None:

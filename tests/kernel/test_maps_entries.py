@@ -12,6 +12,7 @@ import pytest
 from harness.map_layouts import U32, U64, layout_of, text
 from harness.map_object import MapObject, created, map_object, memory_for_maps, read
 from harness.nobody import as_nobody
+from harness.pace import rounds
 from harness.tiers import Require
 from kerneltrace_core._native import lib
 from kerneltrace_core.errors import (
@@ -214,9 +215,10 @@ def test_an_arrays_elements_are_always_there() -> None:
 
 @pytest.mark.parametrize("batches", [True, False])
 def test_clear_and_drain_empty_a_hash(batches: bool) -> None:
-    with created(layout_of(MapType.HASH, U32, U64, 5000)) as table:
+    count = rounds(5000, in_guest=700)
+    with created(layout_of(MapType.HASH, U32, U64, count)) as table:
         table._walk.batches = batches
-        expected = {key: key * 3 for key in range(5000)}
+        expected = {key: key * 3 for key in range(count)}
         table.update(expected)
 
         assert dict(table.drain()) == expected
@@ -248,7 +250,7 @@ def test_a_pass_survives_change(kind: MapType, batches: bool) -> None:
         changer.start()
         try:
             # A Counter of a mapping would take its values for the counts.
-            passes = [Counter(iter(table)) for _ in range(20)]
+            passes = [Counter(iter(table)) for _ in range(rounds(20, in_guest=3))]
         finally:
             done.set()
             changer.join()
@@ -262,9 +264,10 @@ def test_a_pass_survives_change(kind: MapType, batches: bool) -> None:
 
 @pytest.mark.parametrize("batches", [True, False])
 def test_the_loops_body_may_delete_what_it_is_given(batches: bool) -> None:
-    with created(layout_of(MapType.HASH, U32, U64, 2000)) as table:
+    count = rounds(2000, in_guest=500)
+    with created(layout_of(MapType.HASH, U32, U64, count)) as table:
         table._walk.batches = batches
-        table.update(dict.fromkeys(range(2000), 1))
+        table.update(dict.fromkeys(range(count), 1))
 
         for key in table:
             del table[key]
@@ -273,11 +276,12 @@ def test_the_loops_body_may_delete_what_it_is_given(batches: bool) -> None:
 
 
 def test_a_bucket_with_more_than_a_batch_is_read_all_the_same() -> None:
-    # 4096 keys in 4096 buckets: some have several, and a batch of one is too small for those.
-    with created(layout_of(MapType.HASH, U32, text(MOST_BYTES), 4096, flags=NO_PREALLOC)) as table:
-        table.update(dict.fromkeys(range(4096), "x"))
+    # As many keys as buckets: some have several, and a batch of one is too small for those.
+    count = rounds(4096, in_guest=512)
+    with created(layout_of(MapType.HASH, U32, text(MOST_BYTES), count, flags=NO_PREALLOC)) as table:
+        table.update(dict.fromkeys(range(count), "x"))
 
-        assert sorted(table) == list(range(4096))
+        assert sorted(table) == list(range(count))
 
 
 def test_sizes_are_compared_with_the_kernels_when_a_map_is_opened() -> None:

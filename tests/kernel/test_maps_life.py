@@ -203,7 +203,11 @@ def bpf_folder(require: Require) -> Iterator[Path]:
 
         def mounted() -> Support:
             done = subprocess.run(mount, capture_output=True, text=True, check=False)
-            return Support.no(done.stderr.strip()) if done.returncode else Support.yes()
+            if not done.returncode:
+                return Support.yes()
+            # Without the folder's name, which is another each time, and mount's advice.
+            said = (done.stderr.strip() or "it failed").splitlines()[0]
+            return Support.no(said.replace(f"{name}: ", ""))
 
         Path(name).chmod(0o755)
         require("mounting a BPF file system", probe=mounted)

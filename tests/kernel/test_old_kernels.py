@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -57,6 +59,23 @@ def test_without_required_one_warning_says_why_and_proc_counts(
     assert stats.cpu_ns
     assert stats.syscalls is None
     assert health["status"] == "degraded"
+
+
+def test_run_says_so_and_runs_the_command_without() -> None:
+    required, plain = (
+        subprocess.run(
+            [sys.executable, "-m", "kerneltrace_core.cli", "run", *options, "--", "echo", "ran"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        for options in (["--required"], [])
+    )
+
+    assert (required.returncode, required.stdout) == (125, "")
+    assert re.search(WORDS, required.stderr)
+    assert (plain.returncode, plain.stdout) == (0, "ran\n")
+    assert re.search(f"{WORDS}.*running without", plain.stderr)
 
 
 def test_the_doctor_says_the_same() -> None:

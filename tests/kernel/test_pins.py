@@ -13,7 +13,10 @@ from harness.bpf_objects import held_objects, wait_until_gone
 from kerneltrace_core.requests.sharing.folders import remove_stale
 from pin_members import ABI, BPFFS, folders, members, wait_until_unpinned
 
-pytestmark = [pytest.mark.kernel, pytest.mark.needs("bpffs")]
+pytestmark = [
+    pytest.mark.kernel,
+    pytest.mark.needs("thread_registration", "task_storage", "bpffs"),
+]
 
 
 @pytest.fixture
@@ -34,16 +37,17 @@ def test_members_that_start_at_once_share_one_side_and_the_last_one_unpins(
             member.go()
         kept = folders() - before
         all_of_them[-1].go()
-        left = folders() - before
+        # It does so itself, or the watcher is faster, which has waited for the same lock.
+        wait_until_unpinned(before)
 
     assert sorted(found["index"] for found in told) == list(range(5))
     assert {found["count"] for found in told} == {100}
     assert len([number for kind, number in objects if kind == "link_id"]) < 16
     assert len(made) == len(kept) == 1
-    assert left == set()
     wait_until_gone(objects)
 
 
+@pytest.mark.any_kernel
 def test_pins_are_for_their_user_alone(before: set[Path]) -> None:
     with members(1) as (member,):
         member.told()
@@ -56,7 +60,7 @@ def test_pins_are_for_their_user_alone(before: set[Path]) -> None:
     wait_until_unpinned(before)
 
 
-@pytest.mark.parametrize("victims", ["first", "all"])
+@pytest.mark.parametrize("victims", [pytest.param("first", marks=pytest.mark.any_kernel), "all"])
 def test_killed_members_leave_nothing_when_the_last_is_gone(
     victims: str, before: set[Path]
 ) -> None:
@@ -80,6 +84,7 @@ def test_killed_members_leave_nothing_when_the_last_is_gone(
     wait_until_gone(objects)
 
 
+@pytest.mark.any_kernel
 def test_the_next_start_removes_what_was_left_by_those_whose_watcher_was_killed_too(
     before: set[Path],
 ) -> None:
@@ -99,6 +104,7 @@ def test_the_next_start_removes_what_was_left_by_those_whose_watcher_was_killed_
     wait_until_gone(objects)
 
 
+@pytest.mark.any_kernel
 def test_a_start_takes_over_what_is_whole_though_nobody_lives_in_it(before: set[Path]) -> None:
     with members(1, PATH="/nowhere") as (unwatched,):
         unwatched.told()
@@ -111,6 +117,7 @@ def test_a_start_takes_over_what_is_whole_though_nobody_lives_in_it(before: set[
 
 
 @pytest.mark.parametrize("left", ["empty", "half"])
+@pytest.mark.any_kernel
 def test_a_folder_whose_maker_died_while_pinning_is_made_anew(left: str, before: set[Path]) -> None:
     with members(1, PATH="/nowhere") as (unlucky,):
         unlucky.told()
@@ -132,13 +139,16 @@ def test_a_folder_whose_maker_died_while_pinning_is_made_anew(left: str, before:
     wait_until_unpinned(before)
 
 
+@pytest.mark.any_kernel
 def test_another_version_runs_beside_a_running_old_one(before: set[Path]) -> None:
     with members(2, ABI=f"{ABI}2") as old, members(2) as new:
         told = [member.told() for member in (*old, *new)]
         assert len(folders() - before) == 2
+        (kept,) = BPFFS.glob(f"kerneltrace-{os.geteuid()}-{ABI}2*")
         for member in new:
             member.go()
-        assert len(folders() - before) == 1
+        wait_until_unpinned(before | {kept})
+        assert kept.exists()
         with members(1, ABI=f"{ABI}2") as (more,):
             assert more.told() == {**told[0], "index": 2}
             more.go()
@@ -147,9 +157,10 @@ def test_another_version_runs_beside_a_running_old_one(before: set[Path]) -> Non
 
     assert [found["count"] for found in told] == [100] * 4
     assert sorted(found["index"] for found in told) == [0, 0, 1, 1]
-    assert folders() - before == set()
+    wait_until_unpinned(before)
 
 
+@pytest.mark.any_kernel
 def test_who_hangs_with_the_lock_is_not_waited_for_long(before: set[Path]) -> None:
     with members(1) as (member,):
         member.told()
@@ -168,6 +179,7 @@ def test_who_hangs_with_the_lock_is_not_waited_for_long(before: set[Path]) -> No
     wait_until_unpinned(before)
 
 
+@pytest.mark.any_kernel
 def test_a_member_that_is_stopped_keeps_nobody_from_joining(before: set[Path]) -> None:
     with members(1) as (stopped,):
         stopped.told()
@@ -182,6 +194,7 @@ def test_a_member_that_is_stopped_keeps_nobody_from_joining(before: set[Path]) -
     assert folders() - before == set()
 
 
+@pytest.mark.any_kernel
 def test_a_folder_that_others_can_write_to_is_not_trusted(before: set[Path]) -> None:
     with members(1) as (member,):
         member.told()
@@ -196,6 +209,7 @@ def test_a_folder_that_others_can_write_to_is_not_trusted(before: set[Path]) -> 
     wait_until_unpinned(before)
 
 
+@pytest.mark.any_kernel
 def test_a_symbolic_link_is_not_followed(before: set[Path], tmp_path: Path) -> None:
     path = BPFFS / f"kerneltrace-{os.geteuid()}-{ABI}0"
     path.symlink_to(tmp_path)

@@ -12,7 +12,7 @@ from harness.interpreters import AS_NOBODY, an_open_interpreter, open_interprete
 from harness.tiers import Require
 from kerneltrace_core.kernel.capabilities import read_capabilities
 
-pytestmark = [pytest.mark.kernel, pytest.mark.deadline(300)]
+pytestmark = [pytest.mark.kernel, pytest.mark.any_kernel, pytest.mark.deadline(300)]
 
 TESTS = Path(__file__).parents[1]
 PAGE = TESTS.parent / "docs" / "privileges.md"

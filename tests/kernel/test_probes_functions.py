@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,7 @@ from kerneltrace_core.session.probes import (
     Probe,
     Tracepoint,
 )
+from kerneltrace_core.session.sections import BySection
 
 pytestmark = pytest.mark.kernel
 
@@ -44,10 +46,19 @@ BYTES = 7
 READS: dict[str, tuple[Probe, str]] = {
     "kprobe": (Kprobe("vfs_read"), "kprobe"),
     "kretprobe": (Kretprobe("vfs_read"), "kretprobe"),
+    # Of these libbpf reads the section.
+    "kprobe_multi": (
+        BySection("kprobe.multi/vfs_read", program="on_kprobe_multi"),
+        "kprobe_multi",
+    ),
+    "kretprobe_multi": (
+        BySection("kretprobe.multi/vfs_read", program="on_kretprobe_multi"),
+        "kretprobe_multi",
+    ),
     "fentry": (Fentry("vfs_read"), "fentry"),
     "fexit": (Fexit("vfs_read"), "fexit"),
 }
-NEEDS = {"kretprobe": "kprobe", "fexit": "fentry"}
+NEEDS = {"kretprobe": "kprobe", "kretprobe_multi": "kprobe_multi", "fexit": "fentry"}
 
 
 def lacks(feature: str) -> Support:
@@ -72,12 +83,28 @@ def read(fd: int, times: int) -> None:
 
 @pytest.mark.parametrize("kind", READS)
 def test_23_reads_are_23_hits_with_their_bytes(require: Require, file: int, kind: str) -> None:
-    require(NEEDS.get(kind, kind))
+    require_kind(require, kind)
     spec, counter = READS[kind]
     with probing("functions", spec) as probes:
         read(file, 23)
         assert probes[f"{counter}_hits"] == 23
         assert probes[f"{counter}_bytes"] == 23 * BYTES
+
+
+def kprobe_multi() -> Support:
+    """Attach a program to several functions at once, as far as this kernel has that."""
+    try:
+        with probing("functions", READS["kprobe_multi"][0]):
+            return Support.yes()
+    except KernelTraceError as error:
+        name = errno.errorcode.get(error.errno or 0, "no errno")
+        return Support.no(f"{name}: this kernel attaches no kprobe.multi program", "", error.errno)
+
+
+def require_kind(require: Require, kind: str) -> None:
+    """Ask for what attaching in such a way needs."""
+    feature = NEEDS.get(kind, kind)
+    require(feature, probe=kprobe_multi if feature == "kprobe_multi" else None)
 
 
 def attaches_again() -> Support:
@@ -98,7 +125,7 @@ def attaches_again() -> Support:
 def test_a_link_counts_while_it_is_attached_and_leaves_no_descriptor(
     require: Require, file: int, kind: str
 ) -> None:
-    require(NEEDS.get(kind, kind))
+    require_kind(require, kind)
     if NEEDS.get(kind, kind) == "fentry":
         require("fentry programs that are attached again", probe=attaches_again)
     spec, counter = READS[kind]

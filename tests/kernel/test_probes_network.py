@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.deadlines import time_factor
 from harness.forked import in_child, in_network_namespace
+from harness.pace import time_factor
 from harness.probing import PATIENCE_SECONDS, open_descriptors, probing
 from harness.tiers import Require
 from kerneltrace_core._native import attach as native

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from harness.nobody import as_nobody
+from harness.pace import rounds
 from harness.probing import open_descriptors, probing, wait_until
 from harness.tiers import Require
 from kerneltrace_core._native import attach as native
@@ -171,7 +172,7 @@ def test_links_are_attached_and_detached_by_many_threads_while_events_flow() -> 
                 os.getppid()
 
         def flip() -> None:
-            for _ in range(20):
+            for _ in range(rounds(20, in_guest=4)):
                 for link in probes.links:
                     link.detach()
                     link.attach()

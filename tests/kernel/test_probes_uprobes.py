@@ -53,6 +53,7 @@ def symbol_value(path: str, name: str) -> int:
     return elf.file_offset(value)
 
 
+@pytest.mark.unprivileged
 def test_23_calls_are_23_hits_with_their_arguments_and_results(
     way: str, path: str, traced: ctypes.CDLL
 ) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.map_object import memory_for_maps
 from harness.ring_program import DISCARDED, MALFORMED, OTHER, SAMPLE, UNKNOWN, RingProgram
 from harness.tiers import Require
 from kerneltrace_core.errors import ClosedError, RingError
@@ -31,6 +32,7 @@ TYPED = Layout(64, 0, 2, (1,))
 @pytest.fixture
 def program(require: Require) -> Iterator[RingProgram]:
     require("ring_buffer")
+    require("memory for maps", probe=memory_for_maps)
     program = RingProgram(RING_BYTES)
     yield program
     program.close()
@@ -47,6 +49,7 @@ def numbers(frames: bytes) -> list[int]:
     return [struct.unpack_from("=Q", payload, 24)[0] for payload, _ in split(frames)]
 
 
+@pytest.mark.unprivileged
 def test_every_record_comes_once_and_in_order_over_many_turns(
     program: RingProgram, reader: RingReader
 ) -> None:
@@ -229,6 +232,7 @@ def one_cpu() -> Iterator[int]:
     os.sched_setaffinity(0, before)
 
 
+@pytest.mark.unprivileged
 def test_samples_come_with_their_cpu_and_the_kernels_padding(
     program: RingProgram, perf: PerfReader, one_cpu: int
 ) -> None:

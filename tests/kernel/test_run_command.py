@@ -24,7 +24,7 @@ from harness.interpreters import (
 )
 from harness.tiers import Require
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.needs("thread_registration", "task_storage")]
 
 RUN = ("-m", "kerneltrace_core.cli", "run")
 
@@ -89,16 +89,19 @@ def helper_of() -> Any:
     return find
 
 
+@pytest.mark.any_kernel
 def test_the_exit_status_is_the_commands() -> None:
     assert [run(*sh(f"exit {number}"))[0] for number in (0, 1, 42, 255)] == [0, 1, 42, 255]
 
 
+@pytest.mark.any_kernel
 def test_standard_streams_are_the_commands_and_end_with_it() -> None:
     status, out, err = run(*sh("cat; echo told >&2"), text="spoken\n")
 
     assert (status, out, err) == (0, "spoken\n", "told\n")
 
 
+@pytest.mark.any_kernel
 def test_the_command_has_the_pid_that_was_started_and_no_child_that_it_did_not_start() -> None:
     process = start(*sh("cat /proc/$$/task/*/children; echo; echo $$"))
 
@@ -111,6 +114,7 @@ def test_the_command_has_the_pid_that_was_started_and_no_child_that_it_did_not_s
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL, signal.SIGUSR1])
+@pytest.mark.any_kernel
 def test_a_signal_ends_the_command_as_if_it_had_been_started_directly(number: int) -> None:
     process = start(*sh("echo ready; exec sleep 60"))
     assert process.stdout is not None
@@ -122,6 +126,7 @@ def test_a_signal_ends_the_command_as_if_it_had_been_started_directly(number: in
     process.communicate()
 
 
+@pytest.mark.any_kernel
 def test_a_broken_pipe_ends_the_command_as_anywhere() -> None:
     status, out, _ = run(*sh("(sleep 0.2; yes; echo $? >&2) | head -1; true"))
     ignored = run(*sh("grep SigIgn /proc/$$/status"))[1].split()[1]
@@ -140,6 +145,7 @@ def test_a_broken_pipe_ends_the_command_as_anywhere() -> None:
         (("--user", "nobody-like-that", "--", "true"), 125, "there is no such user"),
     ],
 )
+@pytest.mark.any_kernel
 def test_what_cannot_be_executed_is_told_and_leaves_no_helper(
     command: tuple[str, ...], status: int, said: str
 ) -> None:
@@ -150,6 +156,7 @@ def test_what_cannot_be_executed_is_told_and_leaves_no_helper(
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.any_kernel
 def test_it_is_off_when_the_environment_says_so() -> None:
     script = "echo [$KERNELTRACE_SOCKET]"
 
@@ -198,6 +205,7 @@ def test_two_capabilities_are_enough_to_run_it(require: Require) -> None:
     assert json.loads(out) == {"uid": NOBODY, "n": 100}
 
 
+@pytest.mark.any_kernel
 def test_another_user_is_become_whole_and_nothing_remains_of_the_socket(require: Require) -> None:
     require("capability:cap_setuid", "an interpreter for uid 65534", probe=an_open_interpreter)
     script = """
@@ -235,6 +243,7 @@ tell(uid=ids["Uid"], gid=ids["Gid"], groups=ids["Groups"], caps=caps, mode=modes
         time.sleep(0.05)
 
 
+@pytest.mark.any_kernel
 def test_the_helper_ends_with_the_command_and_all_that_it_loaded_goes(helper_of: Any) -> None:
     process = start(*sh("echo $KERNELTRACE_SOCKET; read line"))
     assert process.stdout is not None
@@ -252,6 +261,7 @@ def test_the_helper_ends_with_the_command_and_all_that_it_loaded_goes(helper_of:
     assert not Path(address).exists()
 
 
+@pytest.mark.any_kernel
 def test_members_go_on_when_the_helper_is_killed_and_later_ones_do_without(helper_of: Any) -> None:
     script = """
 mine = handed.join_handed(ADDRESS)

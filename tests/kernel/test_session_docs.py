@@ -16,7 +16,7 @@ from harness.tiers import Require
 # What a page needs besides what all do.
 NEEDS = {"probes": ("perf_events", "uprobes", "perf_links", "tracefs")}
 
-pytestmark = [pytest.mark.deadline(300)]
+pytestmark = [pytest.mark.any_kernel, pytest.mark.deadline(300)]
 
 
 @pytest.mark.parametrize("page", KERNEL_PAGES)

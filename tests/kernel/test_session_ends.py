@@ -15,6 +15,7 @@ import pytest
 
 from harness.forked import in_child
 from harness.objects import compile_object
+from harness.pace import rounds
 from kerneltrace_core import BtfTracepoint, ClosedError, Filter, PerfEvent, Session
 from kerneltrace_core._native import rings
 from kerneltrace_core.bpf.object import BpfObject
@@ -154,7 +155,7 @@ def test_a_signal_handler_closes_a_session_in_the_midst_of_a_drain(
 
 def test_a_child_that_is_forked_while_sessions_open_and_close_has_nothing_of_theirs() -> None:
     def open_and_close() -> None:
-        for _ in range(20):
+        for _ in range(rounds(20, in_guest=5)):
             Session(OBJECT, [PROBE]).open().close()
 
     thread = threading.Thread(target=open_and_close)

@@ -14,7 +14,7 @@ from harness.interpreters import AS_NOBODY, an_open_interpreter, open_interprete
 from harness.tiers import Require
 from tracer_scripts import TRACER, run, run_under
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.needs("thread_registration", "task_storage")]
 
 
 def test_a_process_alone_has_its_own_copy_and_says_what_that_costs() -> None:
@@ -33,6 +33,7 @@ def test_a_process_alone_has_its_own_copy_and_says_what_that_costs() -> None:
     assert "slower" in found["cost"][0]
 
 
+@pytest.mark.any_kernel
 def test_pins_on_demand_are_shared_by_unrelated_processes(require: Require) -> None:
     require("bpffs")
 
@@ -78,6 +79,7 @@ def test_forked_children_join_what_was_preloaded_and_hold_one_region_each() -> N
     assert found["held"] < 40
 
 
+@pytest.mark.any_kernel
 def test_more_children_at_once_than_were_expected_make_room_for_themselves() -> None:
     found = run(
         """
@@ -112,6 +114,7 @@ def test_more_children_at_once_than_were_expected_make_room_for_themselves() -> 
     assert found == {"nested": [5, 0, None], "counts": [5] * 4, "indexes": 4}
 
 
+@pytest.mark.any_kernel
 def test_a_child_without_privilege_beyond_the_pool_says_so_and_goes_on(require: Require) -> None:
     require("capability:cap_setuid")
 
@@ -145,6 +148,7 @@ def test_a_child_without_privilege_beyond_the_pool_says_so_and_goes_on(require: 
     assert "CAP_BPF" in lines[0]
 
 
+@pytest.mark.any_kernel
 def test_room_is_made_ahead_for_children_that_have_no_privilege(require: Require) -> None:
     require("capability:cap_setuid")
 
@@ -180,7 +184,7 @@ def test_room_is_made_ahead_for_children_that_have_no_privilege(require: Require
     assert found == {"joined": "inherited", "indexes": [0, 1, 2]}
 
 
-@pytest.mark.parametrize("way", ["inherited", "pins"])
+@pytest.mark.parametrize("way", ["inherited", pytest.param("pins", marks=pytest.mark.any_kernel)])
 def test_what_a_member_forks_in_the_middle_of_a_request_changes_nothing_of_it(
     way: str, require: Require
 ) -> None:
@@ -229,6 +233,7 @@ def test_what_a_member_forks_in_the_middle_of_a_request_changes_nothing_of_it(
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+@pytest.mark.any_kernel
 def test_workers_of_multiprocessing_share_one_side(method: str, require: Require) -> None:
     require("bpffs")
 
@@ -246,6 +251,7 @@ def test_workers_of_multiprocessing_share_one_side(method: str, require: Require
     assert found == {"counts": list(range(10, 40, 5)), "folders": True}
 
 
+@pytest.mark.any_kernel
 def test_a_process_whose_socket_does_not_answer_takes_the_next_way_with_one_warning() -> None:
     found = run(
         """
@@ -261,6 +267,7 @@ def test_a_process_whose_socket_does_not_answer_takes_the_next_way_with_one_warn
     assert "its own copy" in found["warned"][0]
 
 
+@pytest.mark.any_kernel
 def test_a_tracer_that_stops_and_starts_under_run_stays_exact() -> None:
     found = run_under(
         1,
@@ -281,6 +288,7 @@ def test_a_tracer_that_stops_and_starts_under_run_stays_exact() -> None:
 # ---- capabilities given up -----------------------------------------------------------------------
 
 
+@pytest.mark.any_kernel
 def test_capabilities_are_given_up_in_every_thread_once_tracing_runs() -> None:
     found = run(
         """
@@ -312,6 +320,7 @@ def test_capabilities_are_given_up_in_every_thread_once_tracing_runs() -> None:
     assert (found["again"], found["warned"]) == ("procfs", 1)
 
 
+@pytest.mark.any_kernel
 def test_a_thread_that_blocks_all_signals_is_told_of_and_not_waited_for() -> None:
     found = run(
         """
@@ -372,5 +381,6 @@ def test_two_capabilities_are_enough_and_are_given_up(require: Require) -> None:
     assert json.loads(done.stdout) == {"count": 9, "uid": 65534, "status": "ok"}
 
 
+@pytest.mark.any_kernel
 def test_the_scripts_of_the_broker_are_whole() -> None:
     compile(BEGIN, "BEGIN", "exec")

@@ -42,7 +42,7 @@ def program(require: Require) -> Iterator[RingProgram]:
     program.close()
 
 
-@pytest.fixture(params=["inline", "thread"])
+@pytest.fixture(params=[pytest.param("inline", marks=pytest.mark.any_kernel), "thread"])
 def hub(request: pytest.FixtureRequest, program: RingProgram) -> Iterator[Hub]:
     hub = Hub(
         RingReader(program.ring_fd, "events"), session="test", pump=request.param, known=KNOWN
@@ -94,6 +94,7 @@ def test_a_loop_gets_every_event_as_it_comes(program: RingProgram, hub: Hub) -> 
 
 
 @pytest.mark.parametrize("library", sorted(RUNNERS))
+@pytest.mark.any_kernel
 def test_an_event_loop_gets_every_event_as_it_comes(
     program: RingProgram, hub: Hub, library: str
 ) -> None:
@@ -109,7 +110,14 @@ def test_an_event_loop_gets_every_event_as_it_comes(
     assert RUNNERS[library](main) == list(range(3200))
 
 
-@pytest.mark.parametrize("overflow", ["drop_oldest", "drop_newest", "block"])
+@pytest.mark.parametrize(
+    "overflow",
+    [
+        pytest.param("drop_oldest", marks=pytest.mark.any_kernel),
+        pytest.param("drop_newest", marks=pytest.mark.any_kernel),
+        "block",
+    ],
+)
 def test_under_a_flood_every_record_is_delivered_or_counted_as_lost(
     program: RingProgram, hub: Hub, overflow: str
 ) -> None:
@@ -139,6 +147,7 @@ def test_under_a_flood_every_record_is_delivered_or_counted_as_lost(
     assert mine.records == mine.delivered + mine.dropped + mine.other + mine.malformed
 
 
+@pytest.mark.any_kernel
 def test_what_overflows_is_dropped_and_counted(program: RingProgram, inline: Hub) -> None:
     slow = events(program, inline, 0, capacity=100)
     newest = events(program, inline, 0, capacity=100, overflow="drop_newest")
@@ -151,6 +160,7 @@ def test_what_overflows_is_dropped_and_counted(program: RingProgram, inline: Hub
     assert (inline.stats().dropped, inline.stats().delivered) == (1800, 1200)
 
 
+@pytest.mark.any_kernel
 def test_a_full_blocking_stream_leaves_the_loss_to_the_kernel(
     program: RingProgram, inline: Hub
 ) -> None:
@@ -163,6 +173,7 @@ def test_a_full_blocking_stream_leaves_the_loss_to_the_kernel(
     assert (program.lost[SAMPLE], inline.stats().dropped) == (50, 0)
 
 
+@pytest.mark.any_kernel
 def test_batches_have_what_events_have(program: RingProgram, inline: Hub) -> None:
     bound = program.bind()
     stream: BatchStream[Any] = BatchStream(
@@ -232,6 +243,7 @@ def voluntary_switches(thread: int) -> int:
     return int(status.partition("voluntary_ctxt_switches:")[2].split()[0])
 
 
+@pytest.mark.any_kernel
 def test_nothing_wakes_up_while_nothing_happens(program: RingProgram, hub: Hub) -> None:
     streams = [events(program, hub) for _ in range(2)]
     consumers: list[Consumer] = [stream._consumer for stream in streams]
@@ -258,6 +270,7 @@ def test_nothing_wakes_up_while_nothing_happens(program: RingProgram, hub: Hub) 
     assert wakeups_after == wakeups
 
 
+@pytest.mark.any_kernel
 def test_a_ring_that_is_held_back_wakes_nobody_again_and_again(
     program: RingProgram, hub: Hub
 ) -> None:
@@ -287,6 +300,7 @@ def test_a_ring_that_is_held_back_wakes_nobody_again_and_again(
     assert keen.counts().delivered == 10
 
 
+@pytest.mark.any_kernel
 def test_an_idle_event_loop_sleeps_too(program: RingProgram, inline: Hub) -> None:
     stream = events(program, inline)
 
@@ -338,6 +352,7 @@ def test_a_close_is_bounded_under_a_flood_and_wakes_everybody(
     assert 3 * counts.records == counts.delivered + counts.dropped
 
 
+@pytest.mark.any_kernel
 def test_the_interpreter_goes_on_while_a_stream_waits(program: RingProgram, hub: Hub) -> None:
     stream = events(program, hub)
     thread = threading.Thread(target=list, args=(stream,))

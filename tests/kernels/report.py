@@ -11,10 +11,11 @@ probe, and must have run on another kernel.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from results import HOST, Case, Kernel, Results, features_of, of_run, read_results
+from results import HOST, Answer, Case, Kernel, Results, features_of, of_run, read_results
 from runs import ROOT_RUN, RUNS
 
 __all__ = ["HOST", "read_results", "render", "render_text", "shortcomings"]
@@ -28,6 +29,10 @@ TITLES = {
 # The words between the tables.
 PAGE = Path(__file__).with_name("kernels.md.in")
 NOT_REACHED = "not asked"
+ANY_KERNEL = "any kernel"
+# What none of the machines that these tests were written on has. A test that only such a probe kept
+# from running anywhere is told on the page, and no shortcoming of the run.
+ON_NO_MACHINE = ("hardware_events",)
 
 
 class Notes:
@@ -46,11 +51,30 @@ class Notes:
         return [f"- [{number}] {reason}" for reason, number in self._numbers.items()]
 
 
-def feature_cell(feature: str, cases: Iterable[Case], notes: Notes) -> str:
-    """Return what a feature is on a kernel, from the tests that need it."""
+def answer_of(case: Case, feature: str) -> Answer | None:
+    """Return what a test was told of a feature, None if it did not ask."""
+    return next((answer for answer in case.answers if answer.feature == feature), None)
+
+
+def needing(feature: str, cases: Iterable[Case]) -> dict[str, Case]:
+    """Return the tests that ask for a feature or are marked with it, by their identity."""
+    return {
+        case.test: case
+        for case in cases
+        if feature in case.features or answer_of(case, feature) is not None
+    }
+
+
+def feature_cell(
+    feature: str, cases: Iterable[Case], notes: Notes, tests: Mapping[str, Case]
+) -> str:
+    """Return what a feature is on a kernel, from the tests that need it there or on others."""
     passed, failed, refused = 0, 0, []
+    kept_from_asking = []
     for case in cases:
-        said = next((answer for answer in case.answers if answer.feature == feature), None)
+        said = answer_of(case, feature)
+        if said is None and case.test in tests and case.outcome == "skipped":
+            kept_from_asking.append(case)
         if said is None and feature not in case.features:
             continue
         if said is not None and said.verdict == "no":
@@ -68,7 +92,11 @@ def feature_cell(feature: str, cases: Iterable[Case], notes: Notes) -> str:
         return f"in part: {passed}, else no {notes.refer(refused[0])}"
     if refused:
         return f"no {notes.refer(refused[0])}"
-    return f"yes ({passed})" if passed else NOT_REACHED
+    if passed:
+        return f"yes ({passed})"
+    if kept_from_asking:
+        return f"{NOT_REACHED} {notes.refer(why_skipped(kept_from_asking[0]))}"
+    return ANY_KERNEL if all(test.any_kernel for test in tests.values()) else NOT_REACHED
 
 
 def why_skipped(case: Case) -> str:
@@ -83,11 +111,12 @@ def probe_of(case: Case) -> str:
     return f"`{said.feature}`" if said else "?"
 
 
-def module_cell(module: str, cases: Iterable[Case]) -> str:
-    """Return how a module's tests ended on a kernel."""
+def module_cell(module: str, cases: Iterable[Case], elsewhere: Iterable[Case] = ()) -> str:
+    """Return how a module's tests ended on a kernel, given those of all kernels."""
     own = [case for case in cases if case.module == module]
     if not own:
-        return "-"
+        others = [case for case in elsewhere if case.module == module]
+        return ANY_KERNEL if others and all(case.any_kernel for case in others) else "-"
     count = {name: sum(case.outcome == name for case in own) for name in ("passed", "failed")}
     parts = [f"**{count['failed']} failed**"] if count["failed"] else []
     parts.append(str(count["passed"]))
@@ -111,33 +140,62 @@ def tables_of_run(results: Results, run: str, notes: Notes) -> list[str]:
     by_kernel = of_run(results, run)
     everything = [case for cases in by_kernel.values() for case in cases]
     features = {
-        feature: [feature_cell(feature, cases, notes) for cases in by_kernel.values()]
+        feature: [
+            feature_cell(feature, cases, notes, needing(feature, everything))
+            for cases in by_kernel.values()
+        ]
         for feature in sorted(features_of(everything))
     }
     modules = {
-        module: [module_cell(module, cases) for cases in by_kernel.values()]
+        module: [module_cell(module, cases, everything) for cases in by_kernel.values()]
         for module in sorted({case.module for case in everything})
     }
     lines = [*table("feature", by_kernel, features), ""] if features else []
     return [*lines, *table("module", by_kernel, modules)]
 
 
-def never_ran(results: Results) -> list[str]:
-    """Return the tests that were skipped on every kernel, as root, with their reasons."""
-    ran: set[str] = set()
-    skipped: dict[str, str] = {}
+def never_ran(results: Results) -> dict[str, list[Case]]:
+    """Return the tests that were skipped on every kernel, as root: each kernel's skip of them."""
+    found: dict[str, list[Case]] = {}
     for cases in of_run(results, ROOT_RUN).values():
         for case in cases:
-            if case.outcome == "skipped":
-                skipped.setdefault(case.test, why_skipped(case))
-            else:
-                ran.add(case.test)
-    return [f"{test} ({reason})" for test, reason in sorted(skipped.items()) if test not in ran]
+            found.setdefault(case.test, []).append(case)
+    return {
+        test: cases
+        for test, cases in sorted(found.items())
+        if all(case.outcome == "skipped" for case in cases)
+    }
+
+
+def reasons_of(cases: Iterable[Case]) -> str:
+    """Return why a test was skipped, each reason once."""
+    return "; ".join(dict.fromkeys(why_skipped(case) for case in cases))
+
+
+def is_on_no_machine(case: Case) -> bool:
+    """Tell whether what kept a test from running is found on no machine here."""
+    said = next((answer for answer in case.answers if answer.verdict == "no"), None)
+    return said is not None and said.feature in ON_NO_MACHINE
+
+
+def of_any_kernel(results: Results) -> dict[str, int]:
+    """Return how many tests of each module, as root, show what does not depend on the kernel."""
+    found = {
+        case.test: case.module
+        for cases in of_run(results, ROOT_RUN).values()
+        for case in cases
+        if case.any_kernel
+    }
+    return dict(sorted(Counter(found.values()).items()))
 
 
 def shortcomings(results: Results) -> list[str]:
     """Return what keeps the tables from being whole: failures, skips without a probe, holes."""
-    found = [f"{test} ran on none of the kernels" for test in never_ran(results)]
+    found = [
+        f"{test} ran on none of the kernels ({reasons_of(cases)})"
+        for test, cases in never_ran(results).items()
+        if not all(is_on_no_machine(case) for case in cases)
+    ]
     for kernel, runs in results.items():
         for run, cases in runs.items():
             for case in cases:
@@ -155,8 +213,14 @@ def render(results: Results) -> str:
     for run in RUNS:
         if of_run(results, run):
             tables += [f"## {TITLES[run]}", "", *tables_of_run(results, run, notes), ""]
-    missing = [f"- {each}" for each in never_ran(results)] or ["None."]
-    parts = {"TABLES": tables, "NOTES": notes.lines(), "RAN_NOWHERE": missing}
+    missing = [f"- `{test}`: {reasons_of(cases)}" for test, cases in never_ran(results).items()]
+    shared = [f"- `{module}`: {count}" for module, count in of_any_kernel(results).items()]
+    parts = {
+        "TABLES": tables,
+        "NOTES": notes.lines(),
+        "ANY_KERNEL": shared or ["None."],
+        "RAN_NOWHERE": missing or ["None."],
+    }
     page = PAGE.read_text()
     for name, lines in parts.items():
         page = page.replace(f"@{name}@", "\n".join(lines).rstrip())

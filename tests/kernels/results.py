@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -33,6 +33,8 @@ class Case:
     message: str
     answers: tuple[Answer, ...]
     features: tuple[str, ...]
+    # What it shows does not depend on the kernel: it does not run in guests.
+    any_kernel: bool = False
 
     @property
     def test(self) -> str:
@@ -93,6 +95,7 @@ def parse_junit(text: str) -> tuple[Case, ...]:
             told.get("message", "") if told is not None else "",
             tuple(parse_answer(value) for name, value in properties if name == "asked"),
             tuple(value for name, value in properties if name == "feature"),
+            any(name == "any_kernel" for name, _ in properties),
         )
         key = (case.module, case.name)
         if key not in cases or outcome == "failed":
@@ -105,11 +108,16 @@ def kernel_order(kernel: Kernel) -> tuple[bool, list[int]]:
     return kernel.is_host, version_key(kernel.release)
 
 
-def read_results(folder: Path) -> Results:
-    """Return the results under a folder, oldest kernel first and the host last."""
+def read_results(folder: Path, only: Collection[str] | None = None) -> Results:
+    """Return the results under a folder, or of some of its folders, oldest kernel first.
+
+    The host is the last.
+    """
     found: dict[Kernel, dict[str, tuple[Case, ...]]] = {}
     for file in sorted(folder.glob("*/*.xml")):
         name = file.parent.name
+        if only is not None and name not in only:
+            continue
         kernel = Kernel(name.removeprefix(f"{HOST}-"), name.startswith(f"{HOST}-"))
         found.setdefault(kernel, {})[file.stem] = parse_junit(file.read_text())
     return {kernel: found[kernel] for kernel in sorted(found, key=kernel_order)}

@@ -10,6 +10,7 @@ struct file;
 
 __s32 traced_tgid;
 __s64 kprobe_hits, kprobe_bytes, kretprobe_hits, kretprobe_bytes;
+__s64 kprobe_multi_hits, kprobe_multi_bytes, kretprobe_multi_hits, kretprobe_multi_bytes;
 __s64 fentry_hits, fentry_bytes, fexit_hits, fexit_bytes;
 __s64 fmod_ret_hits, lsm_hits, denied;
 
@@ -37,6 +38,20 @@ SEC("kretprobe")
 int on_kretprobe(struct pt_regs *ctx)
 {
 	count(&kretprobe_hits, &kretprobe_bytes, PT_REGS_RC(ctx));
+	return 0;
+}
+
+SEC("kprobe.multi/vfs_read")
+int on_kprobe_multi(struct pt_regs *ctx)
+{
+	count(&kprobe_multi_hits, &kprobe_multi_bytes, PT_REGS_PARM3(ctx));
+	return 0;
+}
+
+SEC("kretprobe.multi/vfs_read")
+int on_kretprobe_multi(struct pt_regs *ctx)
+{
+	count(&kretprobe_multi_hits, &kretprobe_multi_bytes, PT_REGS_RC(ctx));
 	return 0;
 }
 

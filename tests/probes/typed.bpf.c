@@ -61,7 +61,9 @@ int on_call(__u64 *ctx)
 
 	if (ctx[1] != __NR_getppid || !kt_wanted(on_call))
 		return 0;
-	key = (first + __sync_fetch_and_add(&seen, 1)) & 1;
+	/* Not the addition's result, which programs are given from Linux 5.12 on. */
+	key = (first + seen) & 1;
+	__sync_fetch_and_add(&seen, 1);
 	total = bpf_map_lookup_elem(&by_parity, &key);
 	if (total)
 		(*total)++;

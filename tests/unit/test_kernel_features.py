@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from kerneltrace_core.errors import UnsupportedError
+from kerneltrace_core.kernel import features
 from kerneltrace_core.kernel.bpfcall import BpfCall, Instruction, call_numbers
 from kerneltrace_core.kernel.capabilities import CapabilitySets, parse_capabilities
 from kerneltrace_core.kernel.features import FeatureProbes
+from kerneltrace_core.kernel.limits import Limit
 from kerneltrace_core.kernel.lockdown import Lockdown
 from kerneltrace_core.kernel.privileges import Privileges, explain_refusal
 from kerneltrace_core.kernel.seccomp import Seccomp, parse_seccomp
@@ -151,6 +153,39 @@ def test_a_large_map_refused_beside_a_small_one_is_the_memlock_limit() -> None:
     assert answer.verdict is Verdict.NO
     assert "RLIMIT_MEMLOCK" in answer.reason
     assert "LimitMEMLOCK=infinity" in answer.remedy
+
+
+@pytest.mark.parametrize(
+    ("limit", "largest", "told"),
+    [
+        (Limit(65536, 65536), 65536, "EPERM: RLIMIT_MEMLOCK is 64 KiB, and this kernel charges"),
+        (Limit(65536, 65536), None, ""),
+        (Limit(None, None), 65536, ""),
+        (Limit(1 << 30, 1 << 30), 65536, ""),
+        (None, 65536, ""),
+    ],
+    ids=["counts", "does not count", "no limit", "too large to try", "could not tell"],
+)
+def test_a_limit_of_locked_memory_is_in_the_way_where_it_counts(
+    monkeypatch: pytest.MonkeyPatch, limit: Limit | None, largest: int | None, told: str
+) -> None:
+    monkeypatch.setattr(features, "read_memlock", lambda: limit)
+
+    answer = FeatureProbes(ALLOWED, FakeKernel(refuse_maps_above=largest)).locked_memory()
+
+    assert (answer.verdict is Verdict.NO, answer.works) == (bool(told), not told)
+    assert answer.reason.startswith(told)
+
+
+def test_a_small_map_that_is_refused_too_says_nothing_of_locked_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(features, "read_memlock", lambda: Limit(65536, 65536))
+
+    answer = FeatureProbes(ALLOWED, FakeKernel(refuse=errno.EPERM)).locked_memory()
+
+    assert answer.verdict is Verdict.UNKNOWN
+    assert "MEMLOCK" not in answer.reason
 
 
 @pytest.mark.parametrize("odd", [errno.EMFILE, errno.ENOMEM, errno.EIO, errno.E2BIG])

@@ -168,6 +168,13 @@ def close_object(opened: Object) -> None:
     lib.kt_object_free(opened)
 
 
+def close_unloaded(opened: Object) -> None:
+    """Free an object that was not loaded after attach targets were looked up for it."""
+    _log_begin()
+    lib.kt_object_close_unloaded(opened)
+    _log_end(failed=True)  # for it is no news
+
+
 # ---- programs ---------------------------------------------------------------
 
 

@@ -100,6 +100,21 @@ void kt_object_free(struct bpf_object **held)
 	bpf_object__close(object);
 }
 
+void kt_object_close_unloaded(struct bpf_object **held)
+{
+	struct bpf_program *program;
+	struct bpf_map *map;
+
+	if (!*held)
+		return;
+	bpf_object__for_each_program (program, *held)
+		bpf_program__set_autoload(program, false);
+	bpf_object__for_each_map (map, *held)
+		bpf_map__set_autocreate(map, false);
+	bpf_object__load(*held);
+	kt_object_free(held);
+}
+
 int kt_program_run(int program_fd, void *context, size_t size)
 {
 	LIBBPF_OPTS(bpf_test_run_opts, options, .ctx_in = context, .ctx_size_in = size);

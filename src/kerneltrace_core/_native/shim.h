@@ -26,6 +26,11 @@ int kt_object_open(const void *bytes, size_t size, const char *name, const char 
 		   struct bpf_object **held);
 void kt_object_free(struct bpf_object **held); /* and forget it */
 
+/* Close an object for whose programs targets were looked up, and that was never loaded: libbpf lets
+ * go of the BTF of kernel modules, a descriptor for each, at the end of a load alone. Nothing of
+ * the object is created by this one. */
+void kt_object_close_unloaded(struct bpf_object **held);
+
 /* 0, or a negative errno. The context is read and written back. */
 int kt_program_run(int program_fd, void *context, size_t size);
 

@@ -51,7 +51,9 @@ class BpfObject:
         self._users = 0
         self._object = lib.open_object(data, name, btf_path)
         self._stack = ExitStack()
-        self._stack.callback(lib.close_object, self._object)
+        # Looking up a target may open the BTF of kernel modules, which libbpf keeps until a load.
+        self._keeps_modules = False
+        self._stack.callback(self._close_object)
         self._programs = dict(lib.programs(self._object))
         self._attach_targets: dict[str, str] = {}
         self._links: dict[str, LibbpfLink] = {}
@@ -117,6 +119,7 @@ class BpfObject:
         of that name.
         """
         self._check_open()
+        self._keeps_modules = True
         native_attach.set_attach_target(self._programs[program], target)
         self._attach_targets[program] = target
 
@@ -160,6 +163,7 @@ class BpfObject:
     def load(self) -> None:
         """Create the maps and load the selected programs; blocks for tens of milliseconds."""
         self._check_open()
+        self._keeps_modules = False
         lib.load_object(self._object, self.name)
 
     def attach(self, program: str) -> None:
@@ -221,6 +225,12 @@ class BpfObject:
     def _free(self) -> None:
         self._stack.close()
 
+    def _close_object(self) -> None:
+        if self._keeps_modules:
+            lib.close_unloaded(self._object)
+        else:
+            lib.close_object(self._object)
+
     def abandon(self) -> None:
         """In a forked child: drop this process's references, and touch nothing else.
 
@@ -235,6 +245,7 @@ class BpfObject:
         for link in self._links.values():
             link.end()
         self._links.clear()
+        self._keeps_modules = False
         self._free()
 
     def _check_open(self) -> None:

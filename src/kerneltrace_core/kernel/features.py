@@ -36,9 +36,13 @@ SYSCALL = 31
 TRACE_RAW_TP = 23
 SLEEPABLE = 1 << 4
 
-UNKNOWN_COMMAND = 0x7FFFFFFF
+# Below the bits that Linux 7 takes for flags of the call, and answers E2BIG to.
+UNKNOWN_COMMAND = 0x7FFF
 
 BPF_ONLY = ("cap_bpf",)
+# A limit that is larger than this is not tried out.
+MEMLOCK_TRIED_BYTES = 64 << 20
+RAISE_MEMLOCK = "raise it: ulimit -l unlimited, LimitMEMLOCK=infinity, docker --ulimit memlock=-1"
 
 
 def minimal_btf() -> bytes:
@@ -139,7 +143,35 @@ class FeatureProbes(AttachProbes):
             told = format_bytes(limit.soft) if limit is not None else "could not tell"
             return Support.no(
                 f"EPERM for {format_bytes(size)}: RLIMIT_MEMLOCK is {told}",
-                "raise it: ulimit -l unlimited, LimitMEMLOCK=infinity, docker --ulimit memlock=-1",
+                RAISE_MEMLOCK,
+                answer.errno,
+            )
+        return answer
+
+    def locked_memory(self) -> Support:
+        """Tell whether RLIMIT_MEMLOCK is no obstacle: maps are charged to it before 5.11.
+
+        Creates an array just larger than the limit, if that is not too much to try. Yes also
+        where there is no limit.
+        """
+        limit = read_memlock()
+        if limit is None or limit.soft is None or limit.soft > MEMLOCK_TRIED_BYTES:
+            return Support.yes()
+        size = limit.soft + mmap.PAGESIZE
+
+        def act() -> None:
+            with self._array(size):
+                pass
+
+        small = self.mmapable_array()
+        if not small.works:
+            return small
+        answer = self._ask(act, BPF_ONLY, "mmap-able arrays", "5.5")
+        if answer.errno == errno.EPERM:
+            return Support.no(
+                f"EPERM: RLIMIT_MEMLOCK is {format_bytes(limit.soft)}, and this kernel charges "
+                "maps and programs to it",
+                RAISE_MEMLOCK,
                 answer.errno,
             )
         return answer

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import re
+import time
 
 from kerneltrace_core.bpf.object import BpfObject
 from kerneltrace_core.bpf.program import ProgramFacts, type_name
 from kerneltrace_core.errors import KernelTraceError, LoadError, PrivilegeError
 from kerneltrace_core.kernel.capabilities import NEEDED
-from kerneltrace_core.kernel.privileges import explain_refusal, read_privileges
+from kerneltrace_core.kernel.features import FeatureProbes
+from kerneltrace_core.kernel.privileges import Privileges, explain_refusal, read_privileges
+from kerneltrace_core.kernel.support import Support, Verdict
 from kerneltrace_core.session.functions import explain_unknown_target
 from kerneltrace_core.session.kernel_probes import (
     LSM,
@@ -41,6 +44,7 @@ __all__ = ["blamed_program", "explain_load"]
 
 # libbpf names the program that it is working on: "libbpf: prog 'x': ...".
 PROGRAM_IN_LOG = re.compile(r"\bprog '([^']+)'")
+GIVEN_BACK_SECONDS = 0.5
 NETWORK_TYPES = {
     SCHED_CLS, XDP, CGROUP_SKB, CGROUP_SOCK, SOCK_OPS, CGROUP_DEVICE, CGROUP_SOCK_ADDR,
     CGROUP_SYSCTL, CGROUP_SOCKOPT,
@@ -107,10 +111,25 @@ def _explain_privilege(
         locked = f" (lockdown is {mode})" if mode and mode != "none" else ""
         reason = f"this kernel lets nobody change its text{locked}, as {kind} programs do"
         remedy = INSTEAD
+    elif why.verdict is Verdict.UNKNOWN and code == errno.EPERM:
+        locked_memory = _locked_memory(privileges)
+        if locked_memory.verdict is Verdict.NO:
+            reason, remedy = locked_memory.reason, locked_memory.remedy
     told = reason if reason.startswith(code_name(code)) else f"{code_name(code)}: {reason}"
     return PrivilegeError(
         f"{act}: {told}" + (f" ({remedy})" if remedy else ""), errno=code, log=error.log
     )
+
+
+def _locked_memory(privileges: Privileges) -> Support:
+    """Ask for RLIMIT_MEMLOCK; what the refused object had is given back a moment later."""
+    probes = FeatureProbes(privileges)
+    end = time.monotonic() + GIVEN_BACK_SECONDS
+    while True:
+        answer = probes.locked_memory()
+        if answer.verdict is not Verdict.UNKNOWN or time.monotonic() > end:
+            return answer
+        time.sleep(0.01)
 
 
 def _needed(facts: ProgramFacts) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.deadlines import time_factor
+from harness.pace import time_factor
 from integration.served.servers import ANSWER_SECONDS, Server
 from integration.truth.work import CALLS, READ_BYTES, SENT_BYTES, WRITE_BYTES
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import kerneltrace_core
-from harness.deadlines import time_factor
+from harness.pace import time_factor
 from kerneltrace_core.kernel.support import Support
 
 TESTS = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness.deadlines import time_factor
+from harness.pace import time_factor
 from integration.served.servers import ANSWER_SECONDS, Server
 
 READY_SECONDS = 60.0
