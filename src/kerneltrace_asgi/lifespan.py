@@ -23,8 +23,8 @@ __all__ = ["kerneltrace_lifespan", "serve_lifespan"]
 async def kerneltrace_lifespan(app: Any = None, **options: Any) -> AsyncIterator[RequestTracer]:
     """Trace while the block runs, for use inside an application's own lifespan.
 
-    The tracer is started on a thread and awaited (60 ms at most), so that the first request is
-    traced; it is the one that KernelTraceMiddleware uses, and is put at ``app.state.kerneltrace``
+    The tracer is started on a thread and awaited, less than 100 ms as a rule, so that the first
+    request is traced; it is the one that KernelTraceMiddleware uses, and is put at ``app.state.kerneltrace``
     where ``app`` has a state. ``options`` are the tracer's: enabled, required, backend, probes,
     syscalls, share, drop_capabilities; spell them out here or at the middleware, not in both.
 

@@ -81,7 +81,7 @@ def begin(task_id: str) -> Work | None:
     """Have this thread work for a task from now on; None if it is not traced.
 
     Inside a request or another task, where frameworks run tasks at once for tests, it is that
-    one's work. Starts tracing in a process's first task, which takes up to 60 ms.
+    one's work. Starts tracing in a process's first task, which takes up to 90 ms.
     """
     chosen = options()
     if not chosen.enabled or request_here() is not None or _threads_are_greenlets():

@@ -46,7 +46,7 @@ class Tracing:
         """Return the tracer once it is ready, and begin to start it if need be.
 
         Neither blocks nor raises, but where it is required: then it is started here and now,
-        60 ms at most, and ImproperlyConfigured says why that failed.
+        less than 100 ms, as a rule, and ImproperlyConfigured says why that failed.
         """
         tracer = self.found
         if tracer is not None and tracer.ready:

@@ -14,7 +14,7 @@ __all__ = ["Work", "start_tracer"]
 def start_tracer() -> RequestTracer:
     """Return the process's tracer, started as the settings say.
 
-    Blocks for up to 60 ms the first time. Raises KernelTraceError only if they require tracing.
+    Blocks for up to 90 ms the first time. Raises KernelTraceError only if they require tracing.
     """
     tracer = RequestTracer.shared(options().tracer)
     if not tracer.ready:

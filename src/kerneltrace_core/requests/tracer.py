@@ -125,7 +125,7 @@ class RequestTracer:
     # ---- start and stop -----------------------------------------------------------
 
     def start(self) -> None:
-        """Load and attach, or fall back, once per process; blocks for up to 60 ms.
+        """Load and attach, or fall back, once per process; blocks for up to 90 ms.
 
         Raises KernelTraceError only if the options say ``required``.
         """
