@@ -24,9 +24,10 @@ async def kerneltrace_lifespan(app: Any = None, **options: Any) -> AsyncIterator
     """Trace while the block runs, for use inside an application's own lifespan.
 
     The tracer is started on a thread and awaited, less than 100 ms as a rule, so that the first
-    request is traced; it is the one that KernelTraceMiddleware uses, and is put at ``app.state.kerneltrace``
-    where ``app`` has a state. ``options`` are the tracer's: enabled, required, backend, probes,
-    syscalls, share, drop_capabilities; spell them out here or at the middleware, not in both.
+    request is traced; it is the one that KernelTraceMiddleware uses, and is put at
+    ``app.state.kerneltrace`` where ``app`` has a state. ``options`` are the tracer's: enabled,
+    required, backend, probes, syscalls, share, drop_capabilities; spell them out here or at the
+    middleware, not in both.
 
     With ``required=True`` raises KernelTraceError when the kernel cannot be traced, and its kind
     OptionError for a bad option; else falls back, or passes the option over, with one WARNING.
