@@ -21,6 +21,7 @@ pytest_plugins = [
     "harness.recorded",
     "harness.tiers",
     "harness.deadlines",
+    "harness.trials",
     "harness.leaks",
 ]
 

@@ -31,7 +31,11 @@ from traced import (
     undisturbed,
 )
 
-pytestmark = [pytest.mark.kernel, pytest.mark.needs("thread_registration", "task_storage")]
+pytestmark = [
+    pytest.mark.kernel,
+    pytest.mark.needs("thread_registration", "task_storage"),
+    pytest.mark.times,
+]
 
 # A wake-up is stamped where it begins; the scheduler's own statistics begin when it has crossed
 # to the other CPU.

@@ -33,7 +33,11 @@ from traced import (
     undisturbed,
 )
 
-pytestmark = [pytest.mark.kernel, pytest.mark.needs("thread_registration", "task_storage")]
+pytestmark = [
+    pytest.mark.kernel,
+    pytest.mark.needs("thread_registration", "task_storage"),
+    pytest.mark.times,
+]
 
 BLOCKER_NS = 200 * NS_PER_MS
 

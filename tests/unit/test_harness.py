@@ -28,9 +28,11 @@ no, yes = (lambda: Support.no("told so", "do this")), Support.yes
 @pytest.fixture
 def run_tier(pytester: pytest.Pytester) -> RunTier:
     """Return a function that runs a module of a tier under this project's rules."""
-    plugins = [f"-pharness.{name}" for name in ("recorded", "tiers", "deadlines", "leaks")]
+    plugins = [
+        f"-pharness.{name}" for name in ("recorded", "tiers", "deadlines", "leaks", "trials")
+    ]
     pytester.makeini(
-        "[pytest]\nmarkers =\n unit\n kernel\n integration\n deadline\n feature\n needs\n"
+        "[pytest]\nmarkers =\n unit\n kernel\n integration\n deadline\n feature\n needs\n times\n"
         "addopts = --strict-markers\n"
     )
 
@@ -251,3 +253,45 @@ def test_a_test_that_ran_on_this_kernel_and_is_made_to_skip_fails(
 
     result.assert_outcomes(passed=1, failed=1, skipped=1)
     result.stdout.fnmatch_lines(["*probe thing: no: told so; but on a kernel of this version*"])
+
+
+SECOND = """
+tried = []
+
+@pytest.fixture
+def fresh():
+    return []
+
+{mark}
+def test_a(fresh):
+    fresh.append(1)
+    tried.append(1)
+    assert fresh == [1]
+    assert len(tried) == {passes}
+
+def test_b():
+    assert len(tried) == {tried}
+"""
+
+
+@pytest.mark.parametrize("passes", [1, 2, 3])
+def test_a_test_of_times_has_three_trials_and_is_told_of(run_tier: RunTier, passes: int) -> None:
+    source = SECOND.format(mark="@pytest.mark.times", passes=passes, tried=passes)
+
+    result = run_tier("kernel", source)
+
+    result.assert_outcomes(passed=2)
+    told = [line for line in result.outlines if line.endswith(f"test_a: {passes - 1} times")]
+    assert len(told) == (passes > 1)
+
+
+def test_the_third_trial_counts(run_tier: RunTier) -> None:
+    source = SECOND.format(mark="@pytest.mark.times", passes=4, tried=3)
+
+    run_tier("kernel", source).assert_outcomes(passed=1, failed=1)
+
+
+def test_what_counts_has_one_trial(run_tier: RunTier) -> None:
+    run_tier("kernel", SECOND.format(mark="", passes=2, tried=1)).assert_outcomes(
+        passed=1, failed=1
+    )
