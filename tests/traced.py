@@ -103,11 +103,11 @@ def during(serve: Serve, tracer: RequestTracer, work: Callable[[], Any]) -> Kern
 
 
 def undisturbed(trial: Callable[[Meter], None]) -> None:
-    """Run a trial; up to seven times again if it failed while others took the CPU.
+    """Run a trial; up to twice again if it failed while others took the CPU.
 
     A hypervisor that takes it shows in no counter of a thread: its clock merely stands still.
     """
-    for again in (*[True] * 7, False):
+    for again in (True, True, False):
         meter = Meter()
         stolen = stolen_ticks()
         try:

@@ -137,7 +137,6 @@ def slept(request: Any, number: int, units: int) -> HttpResponse:
     request.measured = {
         "blocked_ns": meter.blocked_ns,
         "running_ns": meter.cpu_ns + meter.run_queue_ns,
-        "run_queue_ns": meter.run_queue_ns,
     }
     return HttpResponse("x")
 
