@@ -25,8 +25,10 @@ static __always_inline void kt_switch_out(struct kt_cpu *cpu, struct kt_task *ta
 	if (!region)
 		return;
 	entry = &region->thread[task->thread & (KT_THREADS - 1)];
-	if (kt_entry_is_of(entry, task->epoch))
-		entry->off_ns = now;
+	if (!kt_entry_is_of(entry, task->epoch))
+		return;
+	task->cell = *(volatile __u64 *)&entry->cell;
+	entry->off_ns = now;
 }
 
 static __always_inline int kt_switch(bool preempt, struct task_struct *prev,

@@ -45,6 +45,7 @@ struct kt_task {
 	__u32 call;
 	__u32 socket;
 	__u64 off_ns; /* switched out since; 0 while on a CPU */
+	__u64 cell;   /* whom it worked for then */
 	__u64 wake_ns;
 	__u64 run_delay_ns; /* the scheduler's own sum of run queue time, then */
 	__u32 cause;
@@ -156,26 +157,34 @@ static __always_inline bool kt_entry_is_of(struct kt_thread *entry, __u32 epoch)
 	return *(volatile __u32 *)&entry->epoch == epoch;
 }
 
+/* `cell`: whom to charge; NULL: whom the thread works for now. */
 static __always_inline bool kt_charge_thread(__u32 process, __u32 thread, __u32 epoch,
-					     struct kt_charge *charge)
+					     const __u64 *cell, struct kt_charge *charge)
 {
 	struct kt_region *region = kt_region_of(process);
-	__u64 cell;
+	__u64 value;
 
 	if (!region)
 		return false;
 	charge->thread = &region->thread[thread & (KT_THREADS - 1)];
 	if (!kt_entry_is_of(charge->thread, epoch))
 		return false;
-	cell = *(volatile __u64 *)&charge->thread->cell;
-	charge->slot = kt_slot_of(region, cell);
-	charge->bank = &charge->slot->bank[(cell >> KT_CELL_BANK_SHIFT) & 1];
+	value = cell ? *cell : *(volatile __u64 *)&charge->thread->cell;
+	charge->slot = kt_slot_of(region, value);
+	charge->bank = &charge->slot->bank[(value >> KT_CELL_BANK_SHIFT) & 1];
 	return true;
 }
 
 static __always_inline bool kt_charge_cpu(struct kt_cpu *cpu, struct kt_charge *charge)
 {
-	return kt_charge_thread(cpu->process - 1, cpu->thread, cpu->epoch, charge);
+	return kt_charge_thread(cpu->process - 1, cpu->thread, cpu->epoch, NULL, charge);
+}
+
+/* Whom the thread worked for when it was switched out. It may work for another by now, if
+ * the switch back was not seen. */
+static __always_inline bool kt_charge_off(struct kt_task *task, struct kt_charge *charge)
+{
+	return kt_charge_thread(task->process, task->thread, task->epoch, &task->cell, charge);
 }
 
 static __always_inline void kt_switch_in(struct kt_cpu *cpu, struct kt_task *task, __u64 now)
@@ -191,7 +200,7 @@ static __always_inline void kt_switch_in(struct kt_cpu *cpu, struct kt_task *tas
 	cpu->thread = task->thread;
 	cpu->epoch = task->epoch;
 	cpu->process = task->process + 1;
-	if (!off || !kt_charge_cpu(cpu, &charge))
+	if (!off || !kt_charge_off(task, &charge))
 		return;
 	task->off_ns = 0;
 	charge.thread->off_ns = 0;

@@ -593,6 +593,32 @@ def test_time_of_a_thread_that_is_off_cpu_is_left_to_the_kernel(region: Any, ste
     worker.end()
 
 
+@pytest.mark.parametrize("act", ["enter", "leave", "snapshot", "close"])
+def test_a_thread_that_the_kernel_takes_for_one_off_cpu_is_seen_before_times_are_compared(
+    region: Any, steps: Any, act: str
+) -> None:
+    record = region.open()
+    before = steps.push(record)
+    if act == "enter":
+        steps.pop(before)
+    cell = steps.read_cell()
+    region.words[OFF_NS] = time.monotonic_ns()
+
+    if act == "enter":
+        before = steps.push(record)
+    elif act == "leave":
+        steps.pop(before)
+    elif act == "snapshot":
+        record.snapshot()
+    else:
+        record.close()
+
+    assert region.words[OFF_NS] == 0
+    assert steps.read_cell() == {"enter": record.value, "leave": 0}.get(act, cell)
+    if act != "leave":
+        steps.pop(before)
+
+
 def test_work_that_outlives_its_record_is_never_published_again(region: Any, steps: Any) -> None:
     record = region.open()
     seen = []

@@ -140,11 +140,11 @@ class Record:
 
     def _block(self, final: bool) -> bytes:
         region = self._region
+        thread = this_thread()
+        thread.be_seen()
         # What a border would have told the sampler; it may even close the record.
-        if region.sampler is not None:
-            thread = this_thread()
-            if thread.owner is self:
-                thread.sample(region.sampler, monotonic_ns())
+        if region.sampler is not None and thread.owner is self:
+            thread.sample(region.sampler, monotonic_ns())
         if self._closed:
             raise ValueError("read record: it was closed before")
         if self._value and not region._forgotten:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 from collections.abc import Callable
 from time import monotonic_ns
@@ -54,6 +55,20 @@ class Thread:
         if owner is not None and owner.region is self.region and owner._value:
             value = owner._value | THREADS_BANK if threads_bank else owner._value
         self.words[self.base + CELL] = value
+
+    def be_seen(self) -> None:
+        """Let the kernel look at this thread, should it take it for one that is off its CPU.
+
+        It does so at a system call, and charges the time off CPU until then. The call is nobody's.
+        """
+        words, base = self.words, self.base
+        if not words[base + OFF_NS]:
+            return
+        cell = words[base + CELL]
+        words[base + CELL] = 0
+        os.getppid()
+        words[base + OFF_NS] = 0
+        words[base + CELL] = cell
 
     def bind(self, region: Region | None, index: int) -> None:
         """Move to an entry of the region; -1 or no region: a private cell."""
@@ -115,6 +130,7 @@ class Thread:
         previous = self.owner
         if previous is record:
             return None
+        self.be_seen()
         now = monotonic_ns()
         sampler = None if self.region is None else self.region.sampler
         if sampler is not None:
@@ -141,6 +157,7 @@ class Thread:
 
     def restore(self, entered: Record | None, previous: Record | None) -> None:
         """Work for the previous owner again: the store comes before the clock."""
+        self.be_seen()
         self.publish(previous, previous is not None and previous._home != self.serial)
         now = monotonic_ns()
         self.change_owner(previous, now)

@@ -15,6 +15,8 @@ static PyObject *take_block(Record *r, bool final)
 	PyObject *block;
 	char *bytes;
 
+	if (here)
+		be_seen(here);
 	/* What a border would have told the sampler; it may even close the record. */
 	if (here && here->owner == r)
 		sample(here, clock_ns());

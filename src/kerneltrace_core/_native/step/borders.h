@@ -58,6 +58,7 @@ static void enter(struct thread *t, Record *r, PyObject *coro, struct visit *vis
 	if (t->owner == r)
 		return;
 
+	be_seen(t);
 	now = clock_ns();
 	sample(t, now);
 	if (r && r->home == t->serial && !r->depth)
@@ -82,6 +83,7 @@ static void restore(struct thread *t, Record *entered, Record *previous)
 {
 	uint64_t now;
 
+	be_seen(t);
 	publish(t, previous, bank_of(t, previous));
 	now = clock_ns();
 	previous = change_owner(t, previous, now);

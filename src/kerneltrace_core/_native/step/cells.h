@@ -5,6 +5,8 @@
 
 #include "types.h"
 
+#include <unistd.h>
+
 static volatile uint64_t *entry_of(struct thread *t)
 {
 	return t->region && t->region->memory ? t->entry : t->hidden;
@@ -18,6 +20,24 @@ static void publish(struct thread *t, Record *owner, int bank)
 	if (owner && owner->value && owner->region == t->region)
 		value = owner->value | (uint64_t)bank << BANK_SHIFT;
 	entry_of(t)[CELL] = value;
+}
+
+/* To be called before what the kernel has charged is compared with time measured here.
+ *
+ * It says that this thread is off its CPU, which runs: it has not seen the switch back, as on
+ * machines that hide a process from tracing. At a system call it looks, and charges the time
+ * off CPU until then. The call is nobody's. */
+static void be_seen(struct thread *t)
+{
+	volatile uint64_t *entry = entry_of(t);
+	uint64_t cell = entry[CELL];
+
+	if (!entry[OFF_NS])
+		return;
+	entry[CELL] = 0;
+	getppid();
+	entry[OFF_NS] = 0; /* should it not be looking any more */
+	entry[CELL] = cell;
 }
 
 static int bank_of(struct thread *t, Record *owner)
