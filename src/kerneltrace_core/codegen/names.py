@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Iterable
 
 from kerneltrace_core.errors import FormatError
+from kerneltrace_core.events.naming import each_once
 
 __all__ = [
     "BUILTINS",
@@ -76,16 +77,7 @@ def field_names(names: Iterable[str]) -> list[str]:
 
     Beside a field ``class_`` the keyword ``class`` gets one underscore more.
     """
-    fields = list(names)
-    taken = set(fields)
-    found = []
-    for name in fields:
-        attribute = field_name(name)
-        while attribute != name and attribute in taken:
-            attribute += "_"
-        taken.add(attribute)
-        found.append(attribute)
-    return found
+    return each_once(names, field_name)
 
 
 def module_class_name(file: str) -> str:
