@@ -6,8 +6,8 @@ import keyword
 import re
 from collections.abc import Collection, Iterable
 
+from kerneltrace_core.btf.attributes import each_once
 from kerneltrace_core.errors import FormatError
-from kerneltrace_core.events.naming import each_once
 
 __all__ = [
     "BUILTINS",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import keyword
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
-__all__ = ["TAKEN", "class_name", "each_once", "field_name", "field_names"]
+from kerneltrace_core.btf.attributes import each_once
+
+__all__ = ["TAKEN", "class_name", "field_name", "field_names"]
 
 # What every event has: a field of that name would hide it.
 TAKEN = frozenset({"as_dict", "from_bytes", "origin", "_exact_", "_fields_", "_reduce_", "_size_"})
@@ -24,20 +26,6 @@ def field_names(names: Iterable[str]) -> list[str]:
     Beside a field ``class_`` the keyword ``class`` gets one underscore more.
     """
     return each_once(names, field_name)
-
-
-def each_once(names: Iterable[str], attribute_of: Callable[[str], str]) -> list[str]:
-    """Return each name's attribute; one that was made, and is taken, gets more underscores."""
-    fields = list(names)
-    taken = set(fields)
-    found = []
-    for name in fields:
-        attribute = attribute_of(name)
-        while attribute != name and attribute in taken:
-            attribute += "_"
-        taken.add(attribute)
-        found.append(attribute)
-    return found
 
 
 def class_name(name: str) -> str:
