@@ -17,7 +17,7 @@ from harness.tiers import Require
 from kerneltrace_core.requests.sharing.folders import remove_stale
 from pin_members import ABI, BPFFS, Member, folders, members, wait_until_unpinned
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.needs("thread_registration", "task_storage")]
 
 # `make test-deaths` asks for 500.
 KILLS = int(os.environ.get("KERNELTRACE_TEST_KILLS", "30"))

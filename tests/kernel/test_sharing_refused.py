@@ -7,7 +7,7 @@ import pytest
 from harness.tiers import Require
 from tracer_scripts import run, run_under
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.needs("thread_registration", "task_storage")]
 
 HOLDERS = """
 def holds(count, **options):
