@@ -79,6 +79,14 @@ def mount(*arguments: str | Path) -> None:
     subprocess.run(["mount", *arguments], check=True)
 
 
+# As a container's does, the root becomes the root of a mount namespace: in a mere chroot the kernel
+# shows a file that was mapped before a further unshare(2) by a path that leads out of it.
+PIVOT = (
+    *("unshare", "--mount", "--propagation", "private", "sh", "-c"),
+    'cd "$0" && pivot_root . . && umount --lazy . && exec chroot . /bin/sh -c "$1"',
+)
+
+
 class Machine:
     """The root, ready for `run`."""
 
@@ -90,7 +98,7 @@ class Machine:
         """Run a shell command in the root, its output passed on and returned; never raises."""
         script = f"cd {folder} && {command}"
         with subprocess.Popen(
-            ["chroot", self.root, "/bin/sh", "-c", script],
+            [*PIVOT, self.root, script],
             env=self.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -66,7 +66,7 @@ class Thread:
             return
         cell = words[base + CELL]
         words[base + CELL] = 0
-        os.getppid()
+        os.getegid()
         words[base + OFF_NS] = 0
         words[base + CELL] = cell
 
