@@ -281,6 +281,16 @@ def trim_memory() -> None:
 # ---- BTF --------------------------------------------------------------------
 
 
+def _refuse_unreadable_btf() -> None:
+    """Say why the kernel's BTF cannot be opened, if it is there; libbpf then says: not found."""
+    try:
+        os.close(os.open("/sys/kernel/btf/vmlinux", os.O_RDONLY | os.O_CLOEXEC))
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        _refused("read BTF /sys/kernel/btf/vmlinux", error.errno or 0)
+
+
 def load_btf(path: str | None = None) -> Btf:
     """Parse the running kernel's BTF, or a file. Raises LoadError. The caller frees it."""
     _log_begin()
@@ -290,6 +300,7 @@ def load_btf(path: str | None = None) -> Btf:
     if btf == ffi.NULL:
         code = ffi.errno
         if path is None and code in (errno_names.ESRCH, errno_names.ENOENT):
+            _refuse_unreadable_btf()
             # libbpf looks in several places; none of them has it.
             raise LoadError(
                 "read the kernel's BTF: not in /sys/kernel/btf/vmlinux nor beside the kernel "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -78,6 +79,8 @@ class LoadedPrograms:
         # A tracepoint that vmlinux lacks is searched for in the modules' types, for which libbpf
         # needs CAP_SYS_ADMIN: without it the answer is EPERM.
         except (LoadError, PrivilegeError) as refused:
+            if refused.errno in (errno.EMFILE, errno.ENFILE):
+                raise
             possible = plan_programs(groups, timed, tracepoint_arguments(btf_path))
             if possible == hoped:
                 raise
