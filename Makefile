@@ -104,7 +104,7 @@ test-deaths: deps $(VENV)/.stamp ## kill 500 workers at random, in three ways, a
 
 test-kernels: $(VENV)/.stamp ## run the kernel tier on other kernels, as guests (KERNELS=..., SELECT=...)
 	@PYTHON='$(PYTHON)' sh tools/deps.sh guest
-	@sh tests/kernels/fetch_kernels.sh $(filter-out host,$(KERNELS))
+	$(if $(filter-out host,$(KERNELS)),@sh tests/kernels/fetch_kernels.sh $(filter-out host,$(KERNELS)))
 	@$(BIN)/python tests/kernels/matrix.py --timeout $(KERNEL_TIMEOUT) --jobs $(KERNEL_JOBS) --select '$(SELECT)' \
 		$(if $(filter kernel-5,$(SELECT)-$(words $(KERNELS))),--document docs/kernels.md) $(KERNELS) -- $(ARGS)
 

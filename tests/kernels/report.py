@@ -73,11 +73,12 @@ def feature_cell(
     kept_from_asking = []
     for case in cases:
         said = answer_of(case, feature)
-        if said is None and case.test in tests and case.outcome == "skipped":
+        refuses = said is not None and said.verdict == "no"
+        if case.outcome == "skipped" and case.test in tests and not refuses:
             kept_from_asking.append(case)
         if said is None and feature not in case.features:
             continue
-        if said is not None and said.verdict == "no":
+        if said is not None and refuses:
             refused.append(said.reason)
         elif case.outcome == "skipped":
             # Another of its probes said no, so this one's yes was not put to use.
