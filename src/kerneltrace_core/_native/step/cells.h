@@ -35,7 +35,7 @@ static void be_seen(struct thread *t)
 	if (!entry[OFF_NS])
 		return;
 	entry[CELL] = 0;
-	getegid(); /* any call would do */
+	getegid();         /* any call would do */
 	entry[OFF_NS] = 0; /* should it not be looking any more */
 	entry[CELL] = cell;
 }
