@@ -34,7 +34,6 @@ from traced import (
 pytestmark = [
     pytest.mark.kernel,
     pytest.mark.needs("thread_registration", "task_storage"),
-    pytest.mark.times,
 ]
 
 # A wake-up is stamped where it begins; the scheduler's own statistics begin when it has crossed

@@ -216,6 +216,16 @@ def test_wherever_the_descriptors_run_out_it_is_said_and_all_is_undone() -> None
     assert {type(error) for error in failures} == {LoadError, AttachError}
 
 
+def test_the_kernels_types_that_cannot_be_opened_are_not_called_missing() -> None:
+    lib.free_btf(lib.load_btf())
+
+    with spare_descriptors(-1), pytest.raises(LoadError, match="Too many open files") as caught:
+        lib.load_btf()
+
+    assert caught.value.errno == errno.EMFILE
+    lib.free_btf(lib.load_btf())
+
+
 @NEEDS_REQUESTS
 def test_a_hook_that_refuses_leaves_no_program_attached(monkeypatch: pytest.MonkeyPatch) -> None:
     attach_by_section = attach.attach_by_section

@@ -36,7 +36,6 @@ from traced import (
 pytestmark = [
     pytest.mark.kernel,
     pytest.mark.needs("thread_registration", "task_storage"),
-    pytest.mark.times,
 ]
 
 BLOCKER_NS = 200 * NS_PER_MS

@@ -73,13 +73,13 @@ def feature_cell(
     kept_from_asking = []
     for case in cases:
         said = answer_of(case, feature)
-        refuses = said is not None and said.verdict == "no"
-        if case.outcome == "skipped" and case.test in tests and not refuses:
+        refusal = said if said is not None and said.verdict == "no" else None
+        if case.outcome == "skipped" and case.test in tests and refusal is None:
             kept_from_asking.append(case)
         if said is None and feature not in case.features:
             continue
-        if said is not None and refuses:
-            refused.append(said.reason)
+        if refusal is not None:
+            refused.append(refusal.reason)
         elif case.outcome == "skipped":
             # Another of its probes said no, so this one's yes was not put to use.
             if feature in case.features:

@@ -120,6 +120,9 @@ def test_what_no_test_came_to_ask_for_says_which_probe_was_before_it() -> None:
 
     assert feature_cell("faults", [skipped], notes, asked) == "not asked [1]"
     assert feature_cell("faults", [ran], notes, asked) == "yes (1)"
+    # Told yes itself, and not put to use for another probe's no.
+    told = Case("test_a", "test_x", "skipped", "", (Answer("faults", "yes", ""), no), ())
+    assert feature_cell("faults", [told], notes, asked) == "not asked [1]"
     # A hole that nothing explains: the page must not have it.
     assert feature_cell("faults", [], notes, asked) == "not asked"
     assert notes.lines() == ["- [1] `task_storage`: EINVAL"]

@@ -292,7 +292,10 @@ def _refuse_unreadable_btf() -> None:
 
 
 def load_btf(path: str | None = None) -> Btf:
-    """Parse the running kernel's BTF, or a file. Raises LoadError. The caller frees it."""
+    """Parse the running kernel's BTF, or a file. The caller frees it.
+
+    Raises LoadError, PrivilegeError.
+    """
     _log_begin()
     btf = (
         lib.btf__load_vmlinux_btf() if path is None else lib.btf__parse(os.fsencode(path), ffi.NULL)

@@ -30,13 +30,16 @@ static void publish(struct thread *t, Record *owner, int bank)
 static void be_seen(struct thread *t)
 {
 	volatile uint64_t *entry = entry_of(t);
-	uint64_t cell = entry[CELL];
+	uint64_t cell;
 
 	if (!entry[OFF_NS])
 		return;
+	cell = entry[CELL];
 	entry[CELL] = 0;
-	getegid();         /* any call would do */
-	entry[OFF_NS] = 0; /* should it not be looking any more */
+	getegid(); /* any call would do */
+
+	/* Should nobody be looking (any more). */
+	entry[OFF_NS] = 0;
 	entry[CELL] = cell;
 }
 
