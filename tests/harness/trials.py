@@ -10,8 +10,6 @@ import pytest
 from _pytest.runner import runtestprotocol
 
 TRIALS = 3
-# On a test: how often it was tried before.
-EARLIER = pytest.StashKey[int]()
 REPEATED = pytest.StashKey[list[str]]()
 
 
@@ -27,7 +25,6 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
         return None
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for trial in range(TRIALS):
-        item.stash[EARLIER] = trial
         reports = runtestprotocol(item, nextitem=nextitem, log=False)
         if trial + 1 == TRIALS or not any(report.failed for report in reports):
             break

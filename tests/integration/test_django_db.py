@@ -297,7 +297,6 @@ def assert_agrees(attempt: Callable[[], tuple[int, int]]) -> None:
     assert within_promise(measured_ns, truth_ns)
 
 
-@pytest.mark.times
 @pytest.mark.parametrize("seconds", [0.02, 0.3])
 @pytest.mark.parametrize("way", ["tcp", "unix"])
 def test_blocked_time_on_the_socket_is_pg_sleep(
@@ -338,7 +337,6 @@ def test_bytes_on_the_socket_are_those_of_the_kernels_own_connection(
     assert (measured.read_bytes, measured.write_bytes) == (0, 0)
 
 
-@pytest.mark.times
 def test_requests_on_many_threads_have_their_own_queries_and_waits(
     tracer: RequestTracer, database: dict[str, Any]
 ) -> None:
@@ -366,7 +364,6 @@ def test_requests_on_many_threads_have_their_own_queries_and_waits(
         assert number * 10_000 < measured.rx_bytes < number * 10_300 + 1000
 
 
-@pytest.mark.times
 def test_queries_of_an_async_view_run_on_a_thread_and_are_its_own(
     tracer: RequestTracer, database: dict[str, Any]
 ) -> None:

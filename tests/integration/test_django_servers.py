@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from harness.tiers import Require
-from harness.trials import EARLIER
 from integration.served.run import (
     ADDED,
     CHAINS,
@@ -39,16 +38,9 @@ Served = Callable[[str], Run]
 
 
 @pytest.fixture(scope="module")
-def runs() -> dict[str, Run | Exception]:
-    """Return what each kind of server did."""
-    return {}
-
-
-@pytest.fixture(scope="module")
-def served_once(
-    tmp_path_factory: pytest.TempPathFactory, runs: dict[str, Run | Exception]
-) -> Served:
+def served_once(tmp_path_factory: pytest.TempPathFactory) -> Served:
     """Return a function that runs a server of a kind; each is run once."""
+    runs: dict[str, Run | Exception] = {}
 
     def attempt(name: str) -> Run | Exception:
         try:
@@ -69,17 +61,10 @@ def served_once(
 
 
 @pytest.fixture
-def served(
-    request: pytest.FixtureRequest,
-    require: Require,
-    served_once: Served,
-    runs: dict[str, Run | Exception],
-) -> Served:
+def served(require: Require, served_once: Served) -> Served:
     """Do the same where the server is installed and the kernel can be traced."""
 
     def run(name: str) -> Run:
-        if request.node.stash.get(EARLIER, 0):
-            runs.pop(name, None)  # its times are what is tried again
         require("thread_registration")
         require(f"installed:{KINDS[name].module}", probe=KINDS[name].installed)
         return served_once(name)
@@ -152,7 +137,6 @@ def test_the_parts_of_a_request_make_its_whole(served: Served, name: str) -> Non
     assert [wrong for row in served(name).rows for wrong in unbalanced(row)] == []
 
 
-@pytest.mark.times
 @pytest.mark.parametrize("name", KINDS)
 def test_a_sleep_is_time_blocked_by_sleep(served: Served, name: str) -> None:
     rows = served(name).of("alone", "slept")

@@ -263,6 +263,7 @@ def agreeing(bank: int, trial: Callable[[Meter], None]) -> Meter:
     raise AssertionError(f"never the same switches, ours and rusage's: {seen}")
 
 
+@pytest.mark.times
 @pytest.mark.parametrize("name", WAITS)
 @pytest.mark.parametrize("bank", ["loop", "threads"])
 def test_a_wait_shows_under_its_cause_for_as_long_as_the_thread_was_off_cpu(

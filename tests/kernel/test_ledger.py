@@ -257,6 +257,7 @@ def test_cpu_time_is_what_the_thread_had(
     cpu_agrees(trial)
 
 
+@pytest.mark.times
 def test_cpu_time_of_concurrent_requests_is_each_ones_own(
     tracer: RequestTracer, run: Callable[[Main], Any]
 ) -> None:
