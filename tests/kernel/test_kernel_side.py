@@ -75,6 +75,19 @@ def spare_descriptors(count: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@contextmanager
+def no_descriptor() -> Iterator[None]:
+    """Allow this process not one more, whichever of those that it had are closed by now."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.open(os.devnull, os.O_RDONLY)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 @NEEDS_REQUESTS
 def test_opening_and_closing_again_and_again_leaves_no_program_and_no_descriptor() -> None:
     loaded: set[int] = set()
@@ -219,7 +232,7 @@ def test_wherever_the_descriptors_run_out_it_is_said_and_all_is_undone() -> None
 def test_the_kernels_types_that_cannot_be_opened_are_not_called_missing() -> None:
     lib.free_btf(lib.load_btf())
 
-    with spare_descriptors(-1), pytest.raises(LoadError, match="Too many open files") as caught:
+    with no_descriptor(), pytest.raises(LoadError, match="Too many open files") as caught:
         lib.load_btf()
 
     assert caught.value.errno == errno.EMFILE
