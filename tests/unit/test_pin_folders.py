@@ -219,6 +219,26 @@ def test_the_watcher_removes_the_pins_before_the_lock_that_keeps_others_out(
 
 
 @TOOLS
+@pytest.mark.parametrize("others", [(), ("link_b",)])
+def test_the_watcher_removes_what_one_left_that_was_killed_while_it_removed(
+    folder: Path, others: tuple[str, ...]
+) -> None:
+    alive = live(folder)
+    assert watcher.start_watcher(folder, os.fstat(alive).st_ino)
+    assert watched(folder)
+    for name in ("register", "link_a"):
+        (folder / name).unlink()
+    (folder / "alive").rmdir()
+    for name in others:
+        (folder / name).write_text("")
+
+    os.close(alive)  # as its death does
+    wait_until(lambda: not watched(folder))
+
+    assert folder.exists() == bool(others)
+
+
+@TOOLS
 def test_the_watcher_leaves_a_later_folder_at_the_same_path_alone(folder: Path) -> None:
     alive = live(folder)
     assert watcher.start_watcher(folder, os.fstat(alive).st_ino)

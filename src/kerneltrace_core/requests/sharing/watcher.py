@@ -16,10 +16,12 @@ START_SECONDS = 5.0
 # $1 is the folder of the pins, $2 the inode of its file system entry `alive`. flock(1) sleeps in
 # the kernel until no process holds the shared lock that every member holds for life. Then it
 # looks whether the folder is still the one that it was started for. `alive`, by which others are
-# kept out, goes after the pins: who finds it gone makes new ones.
+# kept out, goes after the pins: who finds it gone makes new ones. It is gone already if the last
+# member was killed before it removed the folder, too; who is about to live there tries again.
 REMOVE = (
-    'cd -P -- "$1" && [ "$(stat -c %i alive)" = "$2" ] && '
-    '{ rm -f register; rm -f -- *; rmdir alive && cd / && rmdir -- "$1"; }'
+    'cd -P -- "$1" && case "$(stat -c %i alive)" in '
+    '"$2") rm -f register; rm -f -- *; rmdir alive && cd / && rmdir -- "$1" ;; '
+    '"") cd / && rmdir -- "$1" ;; esac'
 )
 SCRIPT = f"""trap '' TERM INT HUP QUIT
 flock --exclusive "$1/alive" sh -c '{REMOVE}' kerneltrace-pins "$1" "$2" &
