@@ -221,8 +221,13 @@ def test_the_watcher_removes_the_pins_before_the_lock_that_keeps_others_out(
 @TOOLS
 @pytest.mark.parametrize("others", [(), ("link_b",)])
 def test_the_watcher_removes_what_one_left_that_was_killed_while_it_removed(
-    folder: Path, others: tuple[str, ...]
+    folder: Path, others: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    slow = tmp_path / "bin" / "flock"  # on a busy machine it comes to its lock after all of this
+    slow.parent.mkdir()
+    slow.write_text(f'#!/bin/sh\nsleep 0.2\nexec {shutil.which("flock")} "$@"\n')
+    slow.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{slow.parent}:{os.environ['PATH']}")
     alive = live(folder)
     assert watcher.start_watcher(folder, os.fstat(alive).st_ino)
     assert watched(folder)

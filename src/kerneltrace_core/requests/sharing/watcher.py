@@ -23,8 +23,10 @@ REMOVE = (
     '"$2") rm -f register; rm -f -- *; rmdir alive && cd / && rmdir -- "$1" ;; '
     '"") cd / && rmdir -- "$1" ;; esac'
 )
+# The lock's file is opened before the start is reported: who removes it a moment later is seen.
 SCRIPT = f"""trap '' TERM INT HUP QUIT
-flock --exclusive "$1/alive" sh -c '{REMOVE}' kerneltrace-pins "$1" "$2" &
+exec 9< "$1/alive" || exit
+flock --exclusive /proc/self/fd/9 sh -c '{REMOVE}' kerneltrace-pins "$1" "$2" &
 """
 
 
