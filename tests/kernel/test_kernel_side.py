@@ -21,7 +21,7 @@ from kerneltrace_core.bpf.object import BpfObject, builtin_object
 from kerneltrace_core.errors import AttachError, ClosedError, KernelTraceError, LoadError
 from kerneltrace_core.requests import KernelStats, layout
 from kerneltrace_core.requests.kernel_side import KernelSide
-from traced import NS_PER_MS, calls_of, on_loop, tracing
+from traced import NS_PER_MS, calls_of, on_loop, run_python, tracing
 
 pytestmark = pytest.mark.kernel
 NEEDS_REQUESTS = pytest.mark.needs("thread_registration", "task_storage")
@@ -227,6 +227,31 @@ def test_wherever_the_descriptors_run_out_it_is_said_and_all_is_undone() -> None
     assert all("Too many open files" in str(error) for error in failures)
     # On the way it went through every stage.
     assert {type(error) for error in failures} == {LoadError, AttachError}
+
+
+FIRST_LOADS = """
+import errno, os, resource
+from kerneltrace_core.errors import LoadError
+from kerneltrace_core.requests.programs import LoadedPrograms
+
+limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+used = len(os.listdir("/proc/self/fd")) - 1
+for spare in range(100):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + spare, limits[1]))
+    try:
+        LoadedPrograms.load(("sched", "syscalls"), timed=True).close()
+    except LoadError as error:
+        assert error.errno == errno.EMFILE, error
+        continue
+    print(spare > 8)
+    break
+"""
+
+
+@NEEDS_REQUESTS
+@pytest.mark.any_kernel
+def test_a_first_load_that_lacks_descriptors_spoils_no_later_one() -> None:
+    assert run_python(FIRST_LOADS) == "True\n"
 
 
 def test_the_kernels_types_that_cannot_be_opened_are_not_called_missing() -> None:

@@ -22,7 +22,7 @@ int kt_object_open(const void *bytes, size_t size, const char *name, const char 
                    struct bpf_object **held);
 void kt_object_free(struct bpf_object **held);
 void kt_object_close_unloaded(struct bpf_object **held);
-int bpf_object__load(struct bpf_object *object);
+int kt_object_load(struct bpf_object *object);
 struct bpf_program *bpf_object__find_program_by_name(const struct bpf_object *, const char *);
 struct bpf_map *bpf_object__find_map_by_name(const struct bpf_object *, const char *);
 

@@ -159,7 +159,7 @@ def load_object(opened: Object, name: str) -> None:
     Raises LoadError with the verifier's log, PrivilegeError.
     """
     _log_begin()
-    _checked(f"load BPF object {name}", lib.bpf_object__load(opened[0]))
+    _checked(f"load BPF object {name}", lib.kt_object_load(opened[0]))
     _log_end(failed=False)
 
 

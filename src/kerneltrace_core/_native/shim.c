@@ -5,13 +5,16 @@
 #include <bpf/btf.h>
 #include <bpf/libbpf.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <malloc.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 /* ---- log capture -------------------------------------------------------- */
 
@@ -98,6 +101,48 @@ void kt_object_free(struct bpf_object **held)
 
 	*held = NULL;
 	bpf_object__close(object);
+}
+
+static int can_open(int wanted)
+{
+	int *opened = calloc(wanted, sizeof(*opened));
+	int result = opened ? 0 : -ENOMEM;
+	int count = 0;
+
+	while (!result && count < wanted) {
+		int fd = count ? fcntl(opened[0], F_DUPFD_CLOEXEC, 0) : eventfd(0, EFD_CLOEXEC);
+
+		if (fd < 0)
+			result = -errno;
+		else
+			opened[count++] = fd;
+	}
+	while (count > 0)
+		close(opened[--count]);
+	free(opened);
+	return result;
+}
+
+/* What libbpf opens beside maps and programs: types, and for a moment its questions. */
+#define KT_DESCRIPTORS_BESIDE 8
+
+/*
+ * libbpf asks the kernel what it knows when it first needs the answer, and takes a lack of
+ * descriptors for a no, which it keeps for the life of the process. So there must be enough before.
+ */
+int kt_object_load(struct bpf_object *object)
+{
+	int wanted = KT_DESCRIPTORS_BESIDE;
+	struct bpf_program *program;
+	struct bpf_map *map;
+	int result;
+
+	bpf_object__for_each_program (program, object)
+		wanted += bpf_program__autoload(program);
+	bpf_object__for_each_map (map, object)
+		wanted += bpf_map__autocreate(map) && bpf_map__fd(map) < 0;
+	result = can_open(wanted);
+	return result ? result : bpf_object__load(object);
 }
 
 void kt_object_close_unloaded(struct bpf_object **held)

@@ -25,6 +25,8 @@ const char *kt_log_end(void);
 int kt_object_open(const void *bytes, size_t size, const char *name, const char *btf_path,
 		   struct bpf_object **held);
 void kt_object_free(struct bpf_object **held); /* and forget it */
+/* 0, or a negative errno: -EMFILE, and nothing was tried, without descriptors for all of it. */
+int kt_object_load(struct bpf_object *object);
 
 /* Close an object for whose programs targets were looked up, and that was never loaded: libbpf lets
  * go of the BTF of kernel modules, a descriptor for each, at the end of a load alone. Nothing of
