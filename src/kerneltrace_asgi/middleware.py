@@ -101,7 +101,12 @@ class KernelTraceMiddleware:
             return
         tracer.adopt_loop()
         stats: KernelStats = tracer.open()
-        _attach(scope, stats)
+        scope[KEY] = stats  # _attach(), written out
+        state = scope.get("state")
+        if state is None:
+            scope["state"] = {KEY: stats}
+        else:
+            state[KEY] = stats
         record = stats.record
         if record is None:  # stopped since, by another thread
             await self.app(scope, receive, send)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kerneltrace_core.exporters.hooks import Hook
@@ -10,6 +11,8 @@ from kerneltrace_core.exporters.logs import EventLog, kernel_fields, summary
 from kerneltrace_core.exporters.vocabulary import milliseconds
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kerneltrace_core.requests import IntegrationOptions, KernelStats
 
 __all__ = ["RequestReport"]
@@ -26,12 +29,12 @@ class RequestReport:
         self._requests = EventLog("kerneltrace.request")
         self._loop = EventLog("kerneltrace.loop")
         self._write_safely = Hook("logging", self._write)
-        # These look at every request, also when no record would be written.
-        self._looks_always = self.hook is not None or self.loop_block_ns is not None
-
-    def wanted(self) -> bool:
-        """Say whether reporting a request could have any effect; asked for each one."""
-        return self._looks_always or self._requests.enabled(self.level)
+        # Whether reporting a request could have any effect, asked for each one. The hook and the
+        # loop's warning look at every request, also when no record would be written.
+        looks_always = self.hook is not None or self.loop_block_ns is not None
+        self.wanted: Callable[[], bool] = (
+            partial(bool, True) if looks_always else partial(self._requests.enabled, self.level)
+        )
 
     def __call__(
         self,
