@@ -10,6 +10,7 @@ from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from kerneltrace_core.exporters.server_timing import server_timing
 from kerneltrace_core.requests import current, request_here
 from kerneltrace_core.requests.engine import pop, push
+from kerneltrace_django import settings
 from kerneltrace_django.current import RequestStats
 from kerneltrace_django.route import route_of
 from kerneltrace_django.streaming import follow
@@ -41,6 +42,7 @@ class KernelTraceMiddleware:
 
     def __init__(self, get_response: Callable[[Any], Any]) -> None:
         self.get_response = get_response
+        self._plan: Tracing | None = None
         self._is_async = iscoroutinefunction(get_response)
         if self._is_async:
             markcoroutinefunction(self)
@@ -49,15 +51,26 @@ class KernelTraceMiddleware:
         """Serve one request."""
         if self._is_async:
             return self.__acall__(request)
-        if _is_served(request):
-            return self._inside(request, self.get_response(request))
         # Every request runs through this, and calling is what costs: so little is called.
-        plan = tracing()
+        if getattr(request, KEY, None) is not None or (
+            getattr(request, "scope", None) is not None and _was_served(request)
+        ):
+            return self._inside(request, self.get_response(request))
+        plan = self._plan
+        if plan is None or plan.options is not settings.in_force:
+            plan = self._plan = tracing()
         tracer = plan.found
         if tracer is None or not tracer.ready:
             tracer = plan.tracer()
-        traced = self._open(plan, tracer, request, loop=False)
-        if traced is None or (record := traced.record) is None:
+        if tracer is None or (plan.skip is not None and plan.skip(request)):
+            traced = self._pass_over(plan, tracer, request, loop=False)
+            if traced is None:
+                return self.get_response(request)
+        else:
+            traced = Traced(plan, tracer, type(self), request, loop=False)
+            request.kerneltrace = traced.stats
+        record = traced.record
+        if record is None:
             return self.get_response(request)
         try:
             token = current.set(record)
@@ -77,14 +90,25 @@ class KernelTraceMiddleware:
 
     async def __acall__(self, request: Any) -> Any:
         """Serve one request on an event loop."""
-        if _is_served(request):
+        if getattr(request, KEY, None) is not None or (
+            getattr(request, "scope", None) is not None and _was_served(request)
+        ):
             return self._inside(request, await self.get_response(request))
-        plan = tracing()
+        plan = self._plan
+        if plan is None or plan.options is not settings.in_force:
+            plan = self._plan = tracing()
         tracer = plan.found
         if tracer is None or not tracer.ready:
             tracer = await plan.tracer_on_loop()
-        traced = self._open(plan, tracer, request, loop=True)
-        if traced is None or (record := traced.record) is None:
+        if tracer is None or (plan.skip is not None and plan.skip(request)):
+            traced = self._pass_over(plan, tracer, request, loop=True)
+            if traced is None:
+                return await self.get_response(request)
+        else:
+            traced = Traced(plan, tracer, type(self), request, loop=True)
+            request.kerneltrace = traced.stats
+        record = traced.record
+        if record is None:
             return await self.get_response(request)
         traced.tracer.adopt_loop()
         try:
@@ -108,16 +132,13 @@ class KernelTraceMiddleware:
         """Note what a view raised: Django makes a response of it before we see it."""
         request._kerneltrace_error = type(exception).__name__
 
-    def _open(self, plan: Tracing, tracer: Any, request: Any, *, loop: bool) -> Traced | None:
-        skipped = tracer is None or (plan.skip is not None and plan.skip(request))
+    def _pass_over(self, plan: Tracing, tracer: Any, request: Any, *, loop: bool) -> Traced | None:
         # Inside another request (a test client, a call in process) even one that is passed over
         # has a record, which is reported to nobody: else its work would be the other's.
-        if tracer is None or (skipped and request_here() is None):
-            request.kerneltrace = OFF
+        request.kerneltrace = OFF
+        if tracer is None or request_here() is None:
             return None
-        traced = Traced(plan, tracer, type(self), request, loop=loop, told=not skipped)
-        request.kerneltrace = OFF if skipped else traced.stats
-        return traced
+        return Traced(plan, tracer, type(self), request, loop=loop, told=False)
 
     def _answer(self, plan: Tracing, traced: Traced, response: Any) -> Any:
         request, followed = traced.request, False
@@ -141,11 +162,9 @@ class KernelTraceMiddleware:
         return response
 
 
-def _is_served(request: Any) -> bool:
-    """Tell whether a middleware of ours outside serves this very request already."""
-    if getattr(request, KEY, None) is not None:
-        return True
-    stats = (getattr(request, "scope", None) or {}).get(KEY)
+def _was_served(request: Any) -> bool:
+    """Tell whether a middleware of ours outside of Django serves this very request already."""
+    stats = request.scope.get(KEY)
     if stats is None:
         return False
     request.kerneltrace = stats

@@ -155,29 +155,30 @@ def _fault(key: str, message: str) -> Fault:
     return Fault(key, told, advice[:1].upper() + advice[1:].removesuffix(")"), unknown=True)
 
 
-_options: DjangoOptions | None = None
+# What the setting asks for; None before it is asked, and when it has changed since.
+in_force: DjangoOptions | None = None
 _complained: set[str] = set()
 
 
 def options() -> DjangoOptions:
     """Return what the setting asks for, read once; one WARNING says what was wrong with it."""
-    global _options
-    found = _options
+    global in_force
+    found = in_force
     if found is None:
         found, faults = load()
         told = "; ".join(fault.message for fault in faults)
         if told and told not in _complained:
             _complained.add(told)
             log.warning("%s; defaults are used instead (manage.py check says more)", told)
-        _options = found
+        in_force = found
     return found
 
 
 def forget(**changed: Any) -> None:
     """Have the setting read again; a receiver of ``setting_changed``."""
-    global _options
+    global in_force
     if changed.get("setting", NAME) == NAME:
-        _options = None
+        in_force = None
 
 
 def connect() -> None:

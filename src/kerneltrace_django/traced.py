@@ -93,12 +93,11 @@ class Traced:
             return
         if error is not None:
             self.error_type = type(error).__name__
-        self.tracer.finish(self.stats)
-        if self._told:
-            self._tell()
-
-    def _tell(self) -> None:
-        report, request, stats = self._tracing.report, self.request, self.stats
+        request, stats = self.request, self.stats
+        self.tracer.finish(stats)
+        if not self._told:
+            return
+        report = self._tracing.report
         if report.loop_block_ns is not None:
             held_ns = stats.loop_block_max_ns
             if held_ns is not None and held_ns >= report.loop_block_ns:
