@@ -104,6 +104,9 @@ def test_histograms_of_one_kind_are_added() -> None:
         (lambda: Histogram.linear([1], step=0), "step 0"),
         (lambda: Histogram([1], start=5), "are for scale='linear'"),
         (lambda: Histogram.of([-1]), "-1 is below 0"),
+        (lambda: Histogram.log2(5), "5 is no map, mapping or sequence of counts"),  # type: ignore[arg-type]
+        (lambda: Histogram.log2({0: 1, 3: None}), "slot 3 has None, which is no count"),
+        (lambda: Histogram.linear([[1, 1.5]]), "slot 0 has 1.5, which is no count"),  # type: ignore[list-item]
     ],
 )
 def test_what_makes_no_histogram_is_refused(make: object, told: str) -> None:

@@ -177,12 +177,23 @@ def _stars(count: int, most: int, width: int) -> str:
 
 def _listed(counts: Mapping[int, Any] | Sequence[int]) -> list[int]:
     """Return counts by slot; a list for each CPU is summed."""
+    if not isinstance(counts, Mapping | Sequence):
+        raise OptionError(f"make histogram: {counts!r} is no map, mapping or sequence of counts")
     items = counts.items() if isinstance(counts, Mapping) else enumerate(counts)
-    by_slot: dict[Any, int] = {
-        slot: sum(count) if isinstance(count, list | tuple) else count for slot, count in items
-    }
+    by_slot: dict[Any, int] = {slot: _count(slot, count) for slot, count in items}
     if any(not isinstance(slot, int) or slot < 0 for slot in by_slot):
         raise OptionError("make histogram: a slot is no number from 0 on")
     if by_slot and max(by_slot) > 1 << 20:
         raise OptionError(f"make histogram: slot {max(by_slot)}, the most are {1 << 20}")
     return [by_slot.get(slot, 0) for slot in range(max(by_slot, default=-1) + 1)]
+
+
+def _count(slot: object, value: Any) -> int:
+    each_cpu = value if isinstance(value, list | tuple) else (value,)
+    for each in each_cpu:
+        if not isinstance(each, int):
+            raise OptionError(
+                f"make histogram: slot {slot} has {each!r}, which is no count (of a field: "
+                "{slot: value.field for slot, value in map.items()})"
+            )
+    return sum(each_cpu)
