@@ -153,6 +153,14 @@ def explain_pin(act: str, error: OSError, path: str) -> MapError:
         reason = "it is in no BPF file system (mount one: mount -t bpf bpf /sys/fs/bpf)"
     elif code == errno.EACCES:
         reason = "permission denied (the folder, or the name, is another user's)"
+    elif code == errno.EPERM and "." in Path(path).name:
+        reason = "a BPF file system takes no names with a dot (leave it out)"
+    elif code == errno.ENOENT and not Path(path).parent.is_dir():
+        reason = f"there is no folder {Path(path).parent} (make it)"
+    elif code == errno.ENOENT:
+        reason = "nothing is pinned there"
+    elif code == errno.EEXIST:
+        reason = "the name is taken (open what is there by open_pinned(), or unpin() it)"
     return MapError(f"{act}: {reason}", errno=code)
 
 

@@ -76,7 +76,8 @@ class Codec:
         if data is None:
             raise OptionError(
                 f"{value!r} is no bytes; the object does not say of which type these "
-                f"{self.size} bytes are (declare it with __type(key, ...), __type(value, ...))"
+                f"{self.size} bytes are (declare it with __type(key, ...), __type(value, ...); "
+                "to open_pinned() give a layout)"
             )
         return data
 
