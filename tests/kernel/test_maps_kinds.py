@@ -20,6 +20,7 @@ from kerneltrace_core._native import maps
 from kerneltrace_core.errors import (
     KernelTraceError,
     MapEmptyError,
+    MapError,
     MapFullError,
     MapKeyError,
     OptionError,
@@ -124,7 +125,28 @@ def test_a_program_and_python_find_the_same_longest_prefix() -> None:
         assert len(routes) == 0
 
 
+def test_a_full_trie_says_so() -> None:
+    with map_object() as loaded:
+        routes = loaded.maps["routes"]
+        routes.update({f"{number}.0.0.0/8": number for number in range(16)})
+
+        with pytest.raises(MapFullError, match=r"max_entries is 16 .*map_sizes=\{'routes': 32\}"):
+            routes["16.0.0.0/8"] = 16
+        assert sorted(routes.values()) == list(range(16))
+
+
 # ---- maps of maps -------------------------------------------------------------------------
+
+
+def test_a_map_of_another_shape_is_no_inner_map() -> None:
+    with map_object() as loaded:
+        by_key = loaded.maps["by_key"]
+        with pytest.raises(OptionError, match="routes is no inner map: it is of type lpm_trie"):
+            by_key[5] = loaded.maps["routes"]
+        larger = by_key.new("larger", max_entries=3)
+        with larger, pytest.raises(MapError, match="larger differs from its inner maps in flags"):
+            by_key[5] = larger
+        assert by_key.map_ids() == {}
 
 
 def test_inner_maps_are_read_made_and_stored(require: Require) -> None:

@@ -300,6 +300,8 @@ def test_sums_and_fills() -> None:
     assert array.as_dict() == {0: [1, 2, 3, 4], 1: [5] * 4, 2: [0] * 4}
     array.clear()
     assert array.sum(0) == 0
+    with pytest.raises(OptionError, match="value: CPU 2: -1 does not fit"):
+        array[0] = [0, 0, -1, 0]
 
 
 # ---- life --------------------------------------------------------------------------------
@@ -363,6 +365,8 @@ def test_maps_are_opened_when_asked_for_and_close_together() -> None:
     with pytest.raises(MapKeyError, match=r"no such map \(it has one, two\)"):
         mine["zzz"]
     assert mine.get("zzz") is None
+    with pytest.raises(MapKeyError, match=r"no such map \(global variables are in session.var"):
+        mine["mine.bss"]
 
     mine.close()
     mine.close()
@@ -428,6 +432,33 @@ def test_errors_are_the_builtins_that_one_expects() -> None:
         line.peek()
 
 
+@pytest.mark.parametrize(
+    ("kind", "remedy"),
+    [
+        (MapType.HASH, r"2}\), or let what is least used go: type lru_hash\)$"),
+        (MapType.PERCPU_HASH, r"2}\), or let what is least used go: type lru_percpu_hash\)$"),
+        (MapType.LPM_TRIE, r"2}\)\)$"),
+        (MapType.QUEUE, r"2}\), or let the oldest go: push\(value, overwrite=True\)\)$"),
+        (MapType.STACK, r"2}\), or let the oldest go: push\(value, overwrite=True\)\)$"),
+    ],
+)
+def test_a_full_map_names_what_helps_with_its_type(kind: MapType, remedy: str) -> None:
+    keyless = kind in (MapType.QUEUE, MapType.STACK)
+    trie = kind is MapType.LPM_TRIE
+    full = faked(layout_of(kind, None if keyless else PREFIX if trie else U32, U64, 1))
+    value = [1] * 4 if kind is MapType.PERCPU_HASH else 1
+
+    def store(number: int) -> None:
+        if keyless:
+            full.push(value)
+        else:
+            full[f"{number}.0.0.0/8" if trie else number] = value
+
+    store(1)
+    with pytest.raises(MapFullError, match="it is full, max_entries is 1 .*" + remedy):
+        store(2)
+
+
 def test_inner_maps_over_a_kernel_that_opens_none_by_id() -> None:
     fake = FakeMapCalls(without=("open_id",))
     layout = layout_of(MapType.HASH_OF_MAPS, U32, None, 4, inner=HASH)
@@ -460,6 +491,32 @@ def test_a_map_of_maps_of_unknown_shape_makes_none() -> None:
         outer.new()
 
 
+def test_a_map_that_is_no_inner_map_never_becomes_a_system_call() -> None:
+    fake = FakeMapCalls()
+    outer = faked(layout_of(MapType.HASH_OF_MAPS, U32, None, 4, inner=HASH), fake)
+    other = faked(layout_of(MapType.ARRAY, U32, U32, 4), fake)
+    fake.seen.clear()
+
+    with pytest.raises(OptionError) as caught:
+        outer[1] = other
+    assert str(caught.value) == (
+        "update map made: value: map made is no inner map: it is of type array, not hash; "
+        "its values have 4 bytes, not 8 (new() makes one)"
+    )
+    assert not ENTRY_CALLS & set(fake.seen)
+
+
+def test_an_inner_map_that_the_kernel_does_not_take_is_named() -> None:
+    class Picky(FakeMapCalls):
+        def update(self, fd: int, key: bytes | None, value: bytes, flags: int = 0) -> None:
+            raise MapError("fake kernel", errno=errno.EINVAL)
+
+    outer = faked(layout_of(MapType.HASH_OF_MAPS, U32, None, 4, inner=HASH), Picky())
+    with pytest.raises(MapError, match="map one differs from its inner maps in") as caught:
+        outer[1] = outer.new("one")
+    assert caught.value.errno == errno.EINVAL
+
+
 def test_memory_over_a_fake_kernel() -> None:
     array = faked(layout_of(MapType.ARRAY, U32, THREE, 5, flags=MapFlags.MMAPABLE))
     array[4] = {"numbers": (1, 2, 3)}
@@ -467,6 +524,8 @@ def test_memory_over_a_fake_kernel() -> None:
         assert (memory[4].numbers, memory[0].numbers) == ((1, 2, 3), (0, 0, 0))
         memory[1] = {"numbers": (7, 8, 9)}
         assert memory[1].numbers == (7, 8, 9)
+        assert [each.numbers[0] for each in memory] == [0, 7, 0, 0, 1]
+        assert len(list(memory)) == len(memory) == 5
         with pytest.raises(OptionError, match="write memory of map made: value: "):
             memory[1] = 5
         with pytest.raises(MapKeyError, match=r"no 5 \(0 to 4\)"):
@@ -501,6 +560,10 @@ def test_tries_over_a_fake_kernel() -> None:
     assert sorted(map(str, routes)) == ["10.0.0.0/8", "10.1.0.0/16"]
     assert routes.pop("10.1.2.0/24", None) is None
     assert routes.setdefault((24, bytes([10, 1, 2, 0])), 24) == routes["10.1.2.3"] == 24
+    routes[{"bits": 32, "address": [0x0403010A]}] = 32  # as the program fills its struct
+    assert routes["10.1.3.4"] == 32
+    with pytest.raises(OptionError, match="key: field address of struct prefix is not given"):
+        routes[{"bits": 32}]
 
 
 def test_pinned_maps_are_found_again_by_shape() -> None:

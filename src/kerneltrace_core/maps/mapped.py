@@ -6,6 +6,7 @@ import mmap
 import os
 import threading
 import weakref
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Generic, TypeVar, cast
 
@@ -73,6 +74,9 @@ class MappedArray(Generic[V]):
 
     def __len__(self) -> int:
         return self._count
+
+    def __iter__(self) -> Iterator[V]:
+        return (self[index] for index in range(self._count))
 
     def __getitem__(self, index: int) -> V:
         start = self._start(index)

@@ -15,6 +15,9 @@ from kerneltrace_core.maps.opening import open_map
 
 __all__ = ["Maps"]
 
+# libbpf makes maps of these sections, too.
+SECTIONS = (".rodata", ".data", ".bss")
+
 
 class Maps(Mapping[str, Any]):
     """The maps of an object by name, each opened when it is first asked for. Thread-safe.
@@ -39,9 +42,7 @@ class Maps(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         layout = self._layouts.get(name)
         if layout is None:
-            near = difflib.get_close_matches(str(name), self._layouts, 1)
-            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(self) or 'none'}"
-            raise MapKeyError(f"find map {name}: the object has no such map ({hint})")
+            raise MapKeyError(f"find map {name}: the object has no such map ({self._hint(name)})")
         with self._lock:
             if self._closed:
                 raise ClosedError(f"use map {name}: its session is closed")
@@ -51,6 +52,13 @@ class Maps(Mapping[str, Any]):
                 found = open_map(self._map_fd(name), name, layout, calls=self._calls)
                 self._opened[name] = found
             return found
+
+    def _hint(self, name: object) -> str:
+        text = str(name)
+        if text.endswith(SECTIONS):
+            return "global variables are in session.variables"
+        near = difflib.get_close_matches(text, self._layouts, 1)
+        return f"did you mean {near[0]}?" if near else f"it has {', '.join(self) or 'none'}"
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._layouts)

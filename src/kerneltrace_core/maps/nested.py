@@ -16,6 +16,7 @@ from kerneltrace_core.maps.calls import MapCalls
 from kerneltrace_core.maps.codec import Codec
 from kerneltrace_core.maps.descriptor import Descriptor
 from kerneltrace_core.maps.mapping import KeyedMap
+from kerneltrace_core.maps.shape import differences
 
 __all__ = ["ArrayOfMaps", "DescriptorMap", "HashOfMaps", "MapOfMaps"]
 
@@ -77,7 +78,13 @@ class MapOfMaps(KeyedMap[K, BpfMap]):
 
     def _encode_value(self, value: Any) -> bytes:
         if isinstance(value, BpfMap):
-            self._stored[value._shape.id] = value
+            shape, inner = value._shape, self.layout.inner if self.layout else None
+            wrong = inner and differences(inner, shape.type, shape.key_size, shape.value_size)
+            if wrong:
+                raise OptionError(
+                    f"map {value.name} is no inner map: {'; '.join(wrong)} (new() makes one)"
+                )
+            self._stored[shape.id] = value
         return descriptor_of(value)
 
     def _decode_value(self, data: bytes) -> BpfMap:
@@ -155,7 +162,16 @@ class MapOfMaps(KeyedMap[K, BpfMap]):
             super()._store(key, value, flags, act)
             return
         with value._descriptor:  # stays open for the call, whoever closes it
-            super()._store(key, value, flags, act)
+            try:
+                super()._store(key, value, flags, act)
+            except MapError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                raise MapError(
+                    f"{act} map {self.name}: map {value.name} differs from its inner maps in flags "
+                    "or max_entries (new() makes one)",
+                    errno=error.errno,
+                ) from None
 
     def _take(self, key: bytes) -> NoReturn:  # noqa: ARG002
         # The value is an id: to be opened before the map that holds it forgets it.

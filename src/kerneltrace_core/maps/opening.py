@@ -17,7 +17,7 @@ from kerneltrace_core.maps.mapping import HashMap
 from kerneltrace_core.maps.nested import ArrayOfMaps, DescriptorMap, HashOfMaps
 from kerneltrace_core.maps.percpu import PerCpuArrayMap, PerCpuHashMap
 from kerneltrace_core.maps.queues import BloomFilter, QueueMap
-from kerneltrace_core.maps.refusals import type_name
+from kerneltrace_core.maps.shape import differences
 from kerneltrace_core.maps.stacks import StackTraceMap
 from kerneltrace_core.maps.storage import StorageMap
 from kerneltrace_core.maps.streams import UnreadableMap
@@ -113,27 +113,12 @@ def adopt(fd: int, name: str, layout: MapLayout | None, calls: MapCalls) -> Any:
         with descriptor as own:
             raw = calls.info(own)
         kind = map_type(raw.type)
-        _compare(name, layout, kind, raw.key_size, raw.value_size)
+        wrong = differences(layout, kind, raw.key_size, raw.value_size) if layout else []
+        if wrong:
+            raise OptionError(f"open map {name}: {'; '.join(wrong)}")
         return CLASSES.get(kind, UnreadableMap)(descriptor, name, layout, calls)
     except BaseException as error:
         descriptor.close()
         if isinstance(error, MapError) and error.errno is not None:
             raise MapError(f"open map {name}: {error}", errno=error.errno) from None
         raise
-
-
-def _compare(
-    name: str, layout: MapLayout | None, kind: MapType | int, key_size: int, value_size: int
-) -> None:
-    if layout is None:
-        return
-    wrong = []
-    if layout.type != kind:
-        wrong.append(f"it is of type {type_name(kind)}, not {type_name(map_type(layout.type))}")
-    # A source may leave sizes to the loader, which are 0 here then.
-    if layout.key_size not in (0, key_size):
-        wrong.append(f"its keys have {key_size} bytes, not {layout.key_size}")
-    if layout.value_size not in (0, value_size):
-        wrong.append(f"its values have {value_size} bytes, not {layout.value_size}")
-    if wrong:
-        raise OptionError(f"open map {name}: {'; '.join(wrong)}")

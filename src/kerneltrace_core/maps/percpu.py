@@ -53,7 +53,13 @@ class PerCpuMap(KeyedMap[K, "list[V]"]):
         if len(value) != self.cpus:
             raise OptionError(f"{len(value)} values given, there are {self.cpus} possible CPUs")
         stride = self._stride()
-        return b"".join(self._value.encode(each).ljust(stride, b"\0") for each in value)
+        encoded = []
+        for cpu, each in enumerate(value):
+            try:
+                encoded.append(self._value.encode(each).ljust(stride, b"\0"))
+            except OptionError as error:
+                raise OptionError(f"CPU {cpu}: {error}") from None
+        return b"".join(encoded)
 
     def fill(self, key: K, value: V) -> None:
         """Set the values of all CPUs to one."""

@@ -19,6 +19,13 @@ __all__ = ["explain", "type_name"]
 
 NOT_THERE = (errno_names.EOPNOTSUPP, errno_names.ENOSYS)
 REFUSED = (errno_names.EPERM, errno_names.EACCES)
+# What else helps where a map is full.
+WITHOUT_ROOM: dict[MapType | int, str] = {
+    MapType.HASH: ", or let what is least used go: type lru_hash",
+    MapType.PERCPU_HASH: ", or let what is least used go: type lru_percpu_hash",
+    MapType.QUEUE: ", or let the oldest go: push(value, overwrite=True)",
+    MapType.STACK: ", or let the oldest go: push(value, overwrite=True)",
+}
 
 
 def type_name(number: MapType | int) -> str:
@@ -32,11 +39,12 @@ def explain(act: str, error: OSError, name: str, info: MapInfo) -> KernelTraceEr
     ``info``: with ``frozen`` as it is now, where that can be read.
     """
     code = error.errno or 0
-    if code == errno_names.E2BIG:
+    # A trie says that there is no space.
+    if code == errno_names.E2BIG or (code == errno_names.ENOSPC and info.type == MapType.LPM_TRIE):
         return MapFullError(
             f"{act}: it is full, max_entries is {info.max_entries} (delete entries, or make room: "
-            f"Session(..., map_sizes={{{name!r}: {info.max_entries * 2}}}), or let what is least "
-            "used go: type lru_hash)",
+            f"Session(..., map_sizes={{{name!r}: {info.max_entries * 2}}})"
+            f"{WITHOUT_ROOM.get(info.type, '')})",
             errno=code,
         )
     if code in REFUSED:

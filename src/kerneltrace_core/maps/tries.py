@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 from kerneltrace_core.errors import MapKeyExistsError, OptionError
@@ -26,14 +26,16 @@ class TrieMap(KeyedMap[Prefix, V]):
     """A trie: a lookup finds the longest prefix that covers the key, as routing tables do.
 
     Keys of 4 or 16 bytes behind the length are networks of ``ipaddress``; an address, alone or
-    spelled, stands for the whole of it; keys of any length can be ``(bits, bytes)``, the bytes
-    beyond the bits being ignored. So ``trie[address]``, ``get`` and ``in`` answer for whatever
-    covers the key; storing, ``insert``, ``replace``, ``pop`` and ``del`` mean exactly the prefix.
+    spelled, stands for the whole of it; keys of any length can be ``(bits, bytes)``, or the fields
+    of the key's struct; what is beyond the bits is ignored. So ``trie[address]``, ``get`` and
+    ``in`` answer for whatever covers the key; storing, ``insert``, ``replace``, ``pop`` and ``del`` mean exactly the prefix.
     """
 
     def _encode_key(self, key: Any) -> bytes:
         size = self._shape.key_size - PREFIX.size
-        if isinstance(key, bytes | bytearray | memoryview) or hasattr(type(key), "_fields_"):
+        if isinstance(key, bytes | bytearray | memoryview | Mapping) or hasattr(
+            type(key), "_fields_"
+        ):
             return self._key.encode(key)
         if isinstance(key, str):
             try:

@@ -237,7 +237,8 @@ class FakeMapCalls:
                 _refuse(errno.ENOENT)
             if key not in found.entries and len(found.entries) >= found.info.max_entries:
                 if found.info.type not in LRU:
-                    _refuse(errno.E2BIG)
+                    trie = found.info.type == MapType.LPM_TRIE
+                    _refuse(errno.ENOSPC if trie else errno.E2BIG)
                 del found.entries[next(iter(found.entries))]
             if found.info.type in OF_MAPS:
                 inner = self._map(int.from_bytes(value, sys.byteorder))
