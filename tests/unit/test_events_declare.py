@@ -428,8 +428,9 @@ def test_records_of_an_object_without_tags_are_told_by_a_field(where: Any, tag: 
 @pytest.mark.parametrize(
     ("where", "cause"),
     [
-        (("nope", 3), "no such field"),
-        (("kind.more", 3), "no such field"),
+        (("nope", 3), r"struct mixed has no field nope \(it has kind, "),
+        (("prot", 3), r"struct mixed has no field prot \(did you mean port\?\)"),
+        (("kind.more", 3), r"__u8 has no field more \(it has none\)"),
         (("at", 3), "no whole number"),
         (("low", 3), "bit field"),
         (("kind", 256), "does not fit in 1 bytes, unsigned"),
@@ -438,12 +439,22 @@ def test_records_of_an_object_without_tags_are_told_by_a_field(where: Any, tag: 
         (("port", "R"), "no whole number"),
         ("kind", "neither"),
         (("kind",), "neither"),
+        (("kind", []), "no value is given"),
         (7, "neither"),
     ],
 )
 def test_a_field_that_cannot_tell_records_apart_is_refused(where: Any, cause: str) -> None:
     with pytest.raises(OptionError, match=f"tell records apart by .*{cause}"):
         bind("mixed", objects(MIXED), where=where)
+
+
+def test_a_field_that_is_an_enum_takes_its_names() -> None:
+    layout = struct("told", 8, ("state", 0, STATE), ("n", 4, U32))
+
+    named = bind("told", objects(layout), where=("state", ["OPEN", 2, "CLOSED"]))
+    assert named.selector == Selector(8, True, 0, 4, (1, 2))
+    with pytest.raises(OptionError, match="'SHUT' is no whole number, nor one of OPEN, CLOSED"):
+        bind("told", objects(layout), where=("state", "SHUT"))
 
 
 def test_a_function_tells_records_apart() -> None:

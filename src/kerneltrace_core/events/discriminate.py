@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from kerneltrace_core.btf.layout import FieldLayout, Scalar, StructLayout
+from kerneltrace_core.btf.layout import FieldLayout, Scalar, StructLayout, TypeLayout, c_name
 from kerneltrace_core.errors import OptionError
 from kerneltrace_core.events.naming import field_names
 from kerneltrace_core.events.pyframes import HEADER, padded, records
@@ -28,12 +29,18 @@ def tag_of_field(layout: StructLayout, where: tuple[str, Any]) -> tuple[int, int
     offset, member = _find(layout, path)
     number = member.type
     if not isinstance(number, Scalar) or number.kind == "float" or number.size not in (1, 2, 4, 8):
-        raise OptionError(f"tell records apart by {path}: it is no whole number in {layout.name}")
+        raise OptionError(
+            f"tell records apart by {path}: it is no whole number of {layout.name} "
+            "(give a function)"
+        )
     if member.bit_size:
         raise OptionError(f"tell records apart by {path}: it is a bit field (give a function)")
     several = isinstance(wanted, Iterable) and not isinstance(wanted, str | bytes)
     values = tuple(wanted) if several else (wanted,)
-    return offset, number.size, tuple(_unsigned(path, number, value) for value in values)
+    if not values:
+        raise OptionError(f"tell records apart by {path}: no value is given, so none would match")
+    tags = dict.fromkeys(_unsigned(path, number, value) for value in values)
+    return offset, number.size, tuple(tags)
 
 
 def keep_by_function(function: Callable[[bytes], bool]) -> Keep:
@@ -57,7 +64,7 @@ def keep_by_function(function: Callable[[bytes], bool]) -> Keep:
 
 
 def _find(layout: StructLayout, path: str) -> tuple[int, FieldLayout]:
-    inner: object = layout
+    inner: TypeLayout = layout
     offset, member = 0, None
     for name in path.split("."):
         members = inner.fields() if isinstance(inner, StructLayout) else ()
@@ -65,7 +72,11 @@ def _find(layout: StructLayout, path: str) -> tuple[int, FieldLayout]:
         by_name.update((each.name, each) for each in members)
         member = by_name.get(name)
         if member is None:
-            raise OptionError(f"tell records apart by {path}: no such field in {layout.name}")
+            near = difflib.get_close_matches(name, by_name, 1)
+            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(by_name) or 'none'}"
+            raise OptionError(
+                f"tell records apart by {path}: {c_name(inner)} has no field {name} ({hint})"
+            )
         offset += member.offset
         inner = member.type
     assert member is not None  # split() returns one part at least
@@ -73,10 +84,14 @@ def _find(layout: StructLayout, path: str) -> tuple[int, FieldLayout]:
 
 
 def _unsigned(path: str, number: Scalar, value: object) -> int:
-    if isinstance(value, str | bytes) and len(value) == number.size == 1:
+    names = dict(number.values)
+    if isinstance(value, str) and value in names:
+        value = names[value]
+    elif isinstance(value, str | bytes) and len(value) == number.size == 1:
         value = ord(value)
     if not isinstance(value, int):
-        raise OptionError(f"tell records apart by {path}: {value!r} is no whole number")
+        of = f", nor one of {', '.join(names)}" if names else ""
+        raise OptionError(f"tell records apart by {path}: {value!r} is no whole number{of}")
     try:
         there = int(value).to_bytes(
             number.size, "big" if number.big_endian else sys.byteorder, signed=number.signed

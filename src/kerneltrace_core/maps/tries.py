@@ -28,7 +28,8 @@ class TrieMap(KeyedMap[Prefix, V]):
     Keys of 4 or 16 bytes behind the length are networks of ``ipaddress``; an address, alone or
     spelled, stands for the whole of it; keys of any length can be ``(bits, bytes)``, or the fields
     of the key's struct; what is beyond the bits is ignored. So ``trie[address]``, ``get`` and
-    ``in`` answer for whatever covers the key; storing, ``insert``, ``replace``, ``pop`` and ``del`` mean exactly the prefix.
+    ``in`` answer for whatever covers the key; storing, ``insert``, ``replace``, ``pop`` and
+    ``del`` mean exactly the prefix.
     """
 
     def _encode_key(self, key: Any) -> bytes:
