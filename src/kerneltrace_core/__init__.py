@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from kerneltrace_core.events.header import EventHeader
     from kerneltrace_core.events.scalars import (
         Address,
+        Bytes,
         Chars,
         IPv4,
         IPv6,
@@ -115,6 +116,7 @@ _LAZY = {
     "Array": "events.annotations",
     "Offset": "events.annotations",
     "Address": "events.scalars",
+    "Bytes": "events.scalars",
     "Chars": "events.scalars",
     "IPv4": "events.scalars",
     "IPv6": "events.scalars",
@@ -145,6 +147,7 @@ __all__ = [
     "BpfMap",
     "BtfTracepoint",
     "Cgroup",
+    "Bytes",
     "Chars",
     "ClosedError",
     "Device",

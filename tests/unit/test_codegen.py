@@ -24,7 +24,7 @@ from kerneltrace_core.btf.layout import ObjectLayout
 from kerneltrace_core.codegen import generate, map_types, names
 from kerneltrace_core.codegen.__main__ import main
 from kerneltrace_core.codegen.module import IMPORTS, TYPES
-from kerneltrace_core.errors import FormatError, OptionError
+from kerneltrace_core.errors import EventLayoutError, FormatError, OptionError
 from kerneltrace_core.events import naming
 from kerneltrace_core.events.binding import bind
 from kerneltrace_core.events.classes import event_class
@@ -244,6 +244,26 @@ def test_a_generated_class_reads_what_the_class_from_btf_reads(
     assert issubclass(bound, declared)
     assert list(ours.as_dict()) == list(theirs.as_dict())
     assert repr(ours.as_dict()) == repr(theirs.as_dict())
+
+
+MACS = """
+struct seen { unsigned char mac[6]; unsigned char pair[2][3]; unsigned char rest[]; };
+const struct seen *unused __attribute__((unused));
+"""
+
+
+def test_generated_bytes_have_their_number_and_another_is_a_difference() -> None:
+    text = generate(layout_of(MACS), "macs.bpf.o")
+    assert "    mac: Annotated[bytes, Bytes(6)]\n" in text
+    assert "    pair: Annotated[tuple[bytes, ...], Array(Bytes(3), 2)]\n" in text
+    assert "    rest: Annotated[bytes, Bytes(0)]\n" in text
+
+    made = module_of(MACS, "macs.bpf.o").Seen
+    event: Any = bind(made, layout_of(MACS)).cls.from_bytes(bytes(range(14)))
+    assert (event.mac, event.rest) == (b"\0\1\2\3\4\5", b"\x0c\x0d")
+    assert event.pair == (b"\6\7\x08", b"\x09\x0a\x0b")
+    with pytest.raises(EventLayoutError, match=r"mac +0 +6 bytes +unsigned char\[8\]: 8 bytes"):
+        bind(made, layout_of(MACS.replace("mac[6]", "mac[8]")))
 
 
 def test_a_field_that_python_would_rename_is_left_out() -> None:

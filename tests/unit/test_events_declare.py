@@ -20,6 +20,7 @@ from kerneltrace_core.events.declare import kernel_event
 from kerneltrace_core.events.devices import Device, error_name
 from kerneltrace_core.events.engine import KernelEvent, Reader, Selector
 from kerneltrace_core.events.scalars import (
+    Bytes,
     Chars,
     IPv4,
     IPv6,
@@ -122,6 +123,13 @@ def test_a_declared_class_reads_the_fields_that_it_declares() -> None:
         (Annotated[str, Chars(16)], CHAR16, b"0123456789abcdef", "0123456789abcdef"),
         (bytes, CHAR16, b"ab\0cdefghijklmno", b"ab\0cdefghijklmno"),
         (bytes, POINT, bytes(range(8)), bytes(range(8))),
+        (Annotated[bytes, Bytes(8)], POINT, bytes(range(8)), bytes(range(8))),
+        (
+            Annotated[tuple[bytes, ...], Array(Bytes(2), 2)],
+            array(U8, 2, 2),
+            b"abcd",
+            (b"ab", b"cd"),
+        ),
         (bytes, U32, b"abcd", b"abcd"),
         (Any, array(U16, 2), packing.pack("=HH", 1, 2), (1, 2)),
         (object, CHAR16, bytes(16), ""),
@@ -183,6 +191,10 @@ def test_an_annotation_reads_the_c_types_that_fit(
         (str, array(U16, 4)),
         (str, array(CHAR, 2, 2)),
         (Annotated[str, Chars(12)], CHAR16),
+        (Annotated[bytes, Bytes(12)], array(U8, 16)),
+        (Annotated[bytes, Bytes(16)], array(U8, 0)),
+        (Annotated[bytes, Bytes(0)], array(U8, 16)),
+        (Annotated[tuple[bytes, ...], Array(Bytes(4), 2)], array(U8, 2, 5)),
         (IPv4, U64),
         (IPv6, array(U8, 4)),
         (device, S32),
@@ -522,3 +534,6 @@ def test_a_type_checker_knows_the_fields(tmp_path: Path) -> None:
 def test_the_shapes_say_what_they_are() -> None:
     assert Array(u16, 4).describe() == "4 x (2 bytes, unsigned)"
     assert Array(Array(s16), 0).describe() == "the rest x (any number x (2 bytes, signed))"
+    assert [Bytes(length).describe() for length in (0, 1, 16)] == [
+        "the rest, bytes", "1 byte", "16 bytes",
+    ]  # fmt: skip

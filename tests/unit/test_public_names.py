@@ -17,10 +17,10 @@ ROOT = Path(kerneltrace_core.__file__)
 # The snapshot. A name that is taken away breaks somebody's program; a new one is a promise.
 PUBLIC = {
     "kerneltrace_core": """
-        Address Array AttachError BpfMap BtfTracepoint Cgroup Chars ClosedError Device EventHeader
-        EventLayoutError Fentry Fexit Filter FmodRet FormatError Histogram IPv4 IPv6 KernelEvent
-        KernelTraceError Kprobe Kretprobe Link LoadError Lsm MapEmptyError MapError MapFullError
-        MapKeyError MapKeyExistsError NativeMissingError Offset OptionError PerfEvent
+        Address Array AttachError BpfMap BtfTracepoint Bytes Cgroup Chars ClosedError Device
+        EventHeader EventLayoutError Fentry Fexit Filter FmodRet FormatError Histogram IPv4 IPv6
+        KernelEvent KernelTraceError Kprobe Kretprobe Link LoadError Lsm MapEmptyError MapError
+        MapFullError MapKeyError MapKeyExistsError NativeMissingError Offset OptionError PerfEvent
         PrivilegeError Probe RawTracepoint RingError Session Tc Tracepoint UnsupportedError Uprobe
         Uretprobe Usdt Xdp __version__ be16 be32 be64 bpf_stats chars device error_name f32 f64
         kernel_event open_pinned s16 s32 s64 s8 u16 u32 u64 u8

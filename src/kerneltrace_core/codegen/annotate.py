@@ -65,11 +65,9 @@ class Annotator:
 
     def _array(self, layout: ArrayLayout, inside: str) -> str:
         plain = self._text_or_bytes(layout)
-        if plain == "bytes":
-            return plain
         self.use("Annotated")
-        if plain == "str":
-            return f"Annotated[str, {self._shape(layout, inside)}]"
+        if plain:
+            return f"Annotated[{plain}, {self._shape(layout, inside)}]"
         return f"Annotated[{self.value(layout, inside)}, {self._shape(layout, inside)}]"
 
     def _shape(self, layout: TypeLayout, inside: str) -> str:
@@ -80,7 +78,7 @@ class Annotator:
         if plain == "str":
             return f"{self.use('Chars')}({layout.count})"
         if plain == "bytes":
-            return plain
+            return f"{self.use('Bytes')}({layout.size})"
         return f"{self.use('Array')}({self._shape(layout.element, inside)}, {layout.count})"
 
     def _text_or_bytes(self, layout: ArrayLayout) -> str:

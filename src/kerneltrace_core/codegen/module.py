@@ -26,7 +26,7 @@ IMPORTS = {
         "TypedDict", "cast",
     ),
     "kerneltrace_core": (
-        "Array", "Chars", "KernelEvent", "Probe", "Session", "kernel_event",
+        "Array", "Bytes", "Chars", "KernelEvent", "Probe", "Session", "kernel_event",
         "be16", "be32", "be64", "f32", "f64",
         "s8", "s16", "s32", "s64", "u8", "u16", "u32", "u64",
     ),

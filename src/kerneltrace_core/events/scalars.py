@@ -11,12 +11,13 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Annotated, Any, Protocol, TypeAlias
 
 from kerneltrace_core.btf.layout import ArrayLayout, Scalar, TypeLayout
-from kerneltrace_core.events.decoding import Decoding, decode_scalar, size_of
+from kerneltrace_core.events.decoding import Decoding, decode_scalar, raw, size_of
 from kerneltrace_core.events.devices import Device
 from kerneltrace_core.events.engine import REST
 
 __all__ = [
     "Address",
+    "Bytes",
     "Chars",
     "Float",
     "IPv4",
@@ -110,6 +111,21 @@ class Chars:
     def describe(self) -> str:
         """Return ``16 bytes, text``."""
         return "text" if self.length is None else f"{_bytes(self.length)}, text"
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """The bytes themselves, ``length`` of them; 0: a flexible array's."""
+
+    length: int
+
+    def fit(self, layout: TypeLayout, bits: int) -> Decoding | None:
+        """Fit anything of the size."""
+        return None if bits or size_of(layout) != self.length else raw(layout)
+
+    def describe(self) -> str:
+        """Return ``16 bytes``."""
+        return _bytes(self.length) if self.length else "the rest, bytes"
 
 
 @dataclass(frozen=True)
