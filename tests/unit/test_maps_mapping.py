@@ -7,6 +7,7 @@ import errno
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
@@ -564,6 +565,31 @@ def test_tries_over_a_fake_kernel() -> None:
     assert routes["10.1.3.4"] == 32
     with pytest.raises(OptionError, match="key: field address of struct prefix is not given"):
         routes[{"bits": 32}]
+
+
+def test_a_trie_of_a_kernel_that_overwrites_regardless_refuses_to_insert() -> None:
+    class Overwriting(FakeMapCalls):
+        def update(self, fd: int, key: bytes | None, value: bytes, flags: int = 0) -> None:
+            super().update(fd, key, value, 0)
+
+    old = Overwriting()
+    routes = faked(layout_of(MapType.LPM_TRIE, PREFIX, U32, 9), old)
+    routes["10.0.0.0/8"] = 8
+    for use in (routes.insert, routes.replace, routes.setdefault):
+        with pytest.raises(UnsupportedError, match="this kernel overwrites in tries"):
+            use("10.0.0.0/8", 9)
+    assert routes.as_dict() == {ip_network("10.0.0.0/8"): 8}
+    assert len(old.descriptors) == 1
+
+
+def test_a_trie_is_inserted_into_where_no_other_can_be_made_to_try_it() -> None:
+    barred = FakeMapCalls()
+    routes = faked(layout_of(MapType.LPM_TRIE, PREFIX, U32, 9), barred)
+    barred.without = ("create",)
+    routes.insert("10.0.0.0/8", 8)
+    with pytest.raises(MapKeyExistsError):
+        routes.insert("10.0.0.0/8", 9)
+    assert routes["10.0.0.1"] == 8
 
 
 def test_pinned_maps_are_found_again_by_shape() -> None:

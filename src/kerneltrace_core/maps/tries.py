@@ -7,8 +7,10 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, cast
 
-from kerneltrace_core.errors import MapKeyExistsError, OptionError
-from kerneltrace_core.maps.mapping import KeyedMap
+from kerneltrace_core.errors import KernelTraceError, MapKeyExistsError, OptionError
+from kerneltrace_core.maps.calls import MapCalls
+from kerneltrace_core.maps.kinds import MapFlags, MapType
+from kerneltrace_core.maps.mapping import ANY, NEW, KeyedMap
 
 __all__ = ["Prefix", "TrieMap"]
 
@@ -30,7 +32,13 @@ class TrieMap(KeyedMap[Prefix, V]):
     of the key's struct; what is beyond the bits is ignored. So ``trie[address]``, ``get`` and
     ``in`` answer for whatever covers the key; storing, ``insert``, ``replace``, ``pop`` and
     ``del`` mean exactly the prefix.
+
+    ``insert``, ``replace`` and ``setdefault`` raise UnsupportedError where the kernel overwrites
+    regardless: before Linux 6.13, and the updates of older ones from December 2024 on. Of an entry
+    that is deleted in the midst of a pass, the pass may give the value of the next wider one.
     """
+
+    _overwrites: bool | None = None
 
     def _encode_key(self, key: Any) -> bytes:
         size = self._shape.key_size - PREFIX.size
@@ -76,3 +84,34 @@ class TrieMap(KeyedMap[Prefix, V]):
         except MapKeyExistsError:
             return self[key]  # the longest prefix that covers it is itself
         return cast("V", default)
+
+    def _store(self, key: Any, value: Any, flags: int, act: str) -> None:
+        if flags != ANY:
+            if self._overwrites is None:
+                self._overwrites = kernel_overwrites(self._calls)
+            if self._overwrites:
+                self._cannot(
+                    act,
+                    "this kernel overwrites in tries whatever it is asked (set it; Linux 6.13, or "
+                    "an update of an older one from December 2024 on, can do so)",
+                )
+        super()._store(key, value, flags, act)
+
+
+def kernel_overwrites(calls: MapCalls) -> bool:
+    """Try in a trie of its own whether the kernel stores again what was only to be inserted.
+
+    False where it lets us make no map: then nothing is known.
+    """
+    try:
+        fd = calls.create(MapType.LPM_TRIE, "kt_probe", 8, 4, 2, MapFlags.NO_PREALLOC)
+    except (OSError, KernelTraceError):
+        return False
+    try:
+        calls.update(fd, bytes(8), bytes(4), NEW)
+        calls.update(fd, bytes(8), bytes(4), NEW)
+    except OSError:
+        return False
+    finally:
+        calls.close(fd)
+    return True
