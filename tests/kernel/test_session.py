@@ -116,6 +116,22 @@ def test_a_path_its_bytes_and_a_string_are_the_same_object() -> None:
             assert numbers(session) == [100]
 
 
+def test_what_a_perf_buffer_adds_to_a_record_is_in_no_event(require: Require) -> None:
+    require("perf_events")
+    with Session(compile_object("lengths"), "auto", filter=OWN) as session:
+        texts = session.events("text_event", timeout=0)
+        plain = session.events("plain_event", timeout=0)
+        batches = session.batches("plain_event", timeout=0)
+        call(16)
+        found = sorted((event.length, event.text, event.header.size) for event in texts)
+        counts = session.stats().rings["events"]
+
+        assert found == [(length, "x" * length, 32 + length) for length in range(16)]
+        assert sorted(event.number for event in plain) == list(range(16))
+        assert sorted(number for batch in batches for number in batch["number"]) == list(range(16))
+        assert (counts.records, counts.unknown, counts.malformed) == (32, 0, 0)
+
+
 @pytest.mark.unprivileged
 def test_variables_are_set_before_load_and_written_while_it_runs() -> None:
     options: dict[str, Any] = {"variables": {"every": 10, "number": 1000}, "filter": OWN}

@@ -15,7 +15,7 @@ import pytest
 
 from kerneltrace_core.errors import EventLayoutError, KernelTraceError, OptionError
 from kerneltrace_core.events.annotations import Array, Offset
-from kerneltrace_core.events.binding import bind, perf_padding
+from kerneltrace_core.events.binding import bind, perf_is_sized, perf_padding
 from kerneltrace_core.events.declare import kernel_event
 from kerneltrace_core.events.devices import Device, error_name
 from kerneltrace_core.events.engine import KernelEvent, Reader, Selector
@@ -393,6 +393,18 @@ def test_a_flexible_struct_may_have_more_bytes() -> None:
 def test_a_perf_buffer_pads_its_records() -> None:
     assert [perf_padding(size) for size in (4, 5, 11, 12, 13, 64)] == [0, 7, 1, 0, 7, 4]
     assert bind("point", objects(POINT), perf=True).selector == Selector(8, True, padding=4)
+
+
+def test_a_perf_buffer_pads_no_record_that_says_its_size() -> None:
+    blob = struct("blob", 24, ("header", 0, HEADER), ("data", 24, array(U8, 0)))
+    point = struct("spot", 40, ("header", 0, HEADER), ("at", 24, array(U32, 4)))
+    sized, plain = objects(blob, point, POINT, blob=1, spot=2), objects(point, POINT, spot=2)
+
+    assert (perf_is_sized(sized), perf_is_sized(plain)) == (True, False)
+    assert bind("blob", sized, perf=True).selector == Selector(24, False, 0, 2, (1,))
+    assert bind("spot", sized, perf=True).selector == Selector(40, True, 0, 2, (2,))
+    assert bind("spot", plain, perf=True).selector == Selector(40, True, 0, 2, (2,), padding=4)
+    assert bind("point", sized, perf=True).selector == Selector(8, True, padding=4)
 
 
 def test_a_struct_that_the_object_has_not_is_missed_by_name() -> None:

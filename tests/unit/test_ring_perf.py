@@ -68,6 +68,29 @@ def test_samples_become_frames_with_the_cpu_and_their_space_is_given_back() -> N
     assert cpus[1].tail == cpus[1].head
 
 
+def test_samples_that_say_their_size_lose_the_padding() -> None:
+    cpu = Cpu()
+    said = [struct.pack("=HH", 7, length) + b"x" * (length - 4) for length in range(24, 50)]
+    for payload in said:
+        cpu.sample(payload)
+    reader = PerfReader.over_memory({0: (cpu.positions, cpu.data)}, "events", sized=True)
+
+    drained = reader.drain()
+
+    assert drained.frames == b"".join(make_frame(payload, 0) for payload in said)
+    assert drained.records == len(said)
+    assert cpu.tail == cpu.head
+
+
+@pytest.mark.parametrize("said", [0, 20, 23, 36, 45, 65535])
+def test_a_size_that_cannot_be_leaves_a_sample_as_it_is(said: int) -> None:
+    cpu = Cpu()
+    padded = [cpu.sample(struct.pack("=HH", 7, said) + bytes(size)) for size in (0, 20, 40)]
+    reader = PerfReader.over_memory({0: (cpu.positions, cpu.data)}, "events", sized=True)
+
+    assert reader.drain().frames == b"".join(make_frame(each, 0) for each in padded)
+
+
 def test_lost_samples_are_added_up_by_cpu() -> None:
     cpus = Cpu(), Cpu()
     cpus[0].lost(5)

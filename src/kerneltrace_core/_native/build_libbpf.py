@@ -119,7 +119,7 @@ struct kt_drained { uint64_t bytes, records, discarded, lost, needed; int more; 
 struct kt_wanted { uint32_t size; int tag_offset; uint32_t tag_size; uint32_t tags_count;
                    const uint64_t *tags; };
 struct kt_perf_ring { const uint64_t *head; uint64_t *tail; const uint8_t *data; uint64_t size;
-                 uint32_t cpu; int fd; void *mapping; uint64_t mapped; int process; };
+                 uint32_t cpu; int fd; void *mapping; uint64_t mapped; int process, sized; };
 int kt_map_shape(int map_fd, uint32_t *type, uint32_t *entries);
 int kt_ring_map(int map_fd, struct kt_ring *ring);
 int kt_ring_unmap(struct kt_ring *ring);

@@ -176,25 +176,28 @@ def spin_on_ring(ring: Ring, nanoseconds: int) -> bool:
 # ---- perf buffers -------------------------------------------------------------
 
 
-def open_perf(map_fd: int, cpu: int, pages: int, name: str) -> Perf:
+def open_perf(map_fd: int, cpu: int, pages: int, name: str, *, sized: bool) -> Perf:
     """Open one CPU's part of a perf buffer. Forgetting it closes it.
 
+    ``sized``: samples begin with struct kt_header, and are as long as that says.
     Raises RingError, PrivilegeError.
     """
-    perf = ffi.gc(ffi.new("struct kt_perf_ring *", {"fd": -1}), lib.kt_perf_ring_free)
+    perf = ffi.gc(
+        ffi.new("struct kt_perf_ring *", {"fd": -1, "sized": sized}), lib.kt_perf_ring_free
+    )
     code = lib.kt_perf_ring_open(map_fd, cpu, pages, perf)
     if code < 0:
         _refused(f"open perf buffer {name} of CPU {cpu}", -code)
     return perf
 
 
-def memory_perf(positions: bytearray, data: bytearray, cpu: int) -> Perf:
+def memory_perf(positions: bytearray, data: bytearray, cpu: int, *, sized: bool) -> Perf:
     """Return a CPU's part over plain memory: head and tail positions, and the data."""
     perf = ffi.new("struct kt_perf_ring *")
     both = ffi.cast("uint64_t *", ffi.from_buffer(positions))
     perf.head, perf.tail = both, both + 1
     perf.data, perf.size = ffi.cast("uint8_t *", ffi.from_buffer(data)), len(data)
-    perf.cpu, perf.fd = cpu, -1
+    perf.cpu, perf.fd, perf.sized = cpu, -1, sized
     return perf
 
 

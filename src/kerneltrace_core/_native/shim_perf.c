@@ -11,6 +11,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+/* struct kt_header of kt_event.h, and the place of its u16 size. */
+#define KT_HEADER 24
+#define KT_SIZE_OFFSET 2
+
 int kt_perf_ring_open(int map_fd, uint32_t cpu, uint32_t pages, struct kt_perf_ring *perf)
 {
 	struct perf_event_attr attr = {
@@ -83,6 +87,17 @@ static void copy_around(const struct kt_perf_ring *perf, uint64_t position, void
 	memcpy((uint8_t *)out + first, perf->data, bytes - first);
 }
 
+/* What a sample's header says is its length, where the rest can be nothing but padding. */
+static uint32_t own_length(const uint8_t *sample, uint32_t length)
+{
+	uint16_t said;
+
+	if (length < KT_HEADER)
+		return length;
+	memcpy(&said, sample + KT_SIZE_OFFSET, sizeof(said));
+	return said >= KT_HEADER && said <= length && length - said < 8 ? said : length;
+}
+
 int kt_perf_ring_drain(const struct kt_perf_ring *perf, void *out, uint64_t out_size,
 		       uint64_t limit, struct kt_drained *result)
 {
@@ -116,8 +131,13 @@ int kt_perf_ring_drain(const struct kt_perf_ring *perf, void *out, uint64_t out_
 				result->more = 1;
 				break;
 			}
+			copy_around(perf, position + sizeof(header) + 4, to + KT_FRAME_HEADER,
+				    length);
+			if (perf->sized) {
+				length = own_length(to + KT_FRAME_HEADER, length);
+				step = KT_FRAME_HEADER + round_up(length);
+			}
 			to = begin_frame(to, length, perf->cpu);
-			copy_around(perf, position + sizeof(header) + 4, to, length);
 			clear_padding(to, length);
 			to += step - KT_FRAME_HEADER;
 			out_size -= step;

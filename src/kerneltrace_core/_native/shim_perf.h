@@ -21,6 +21,7 @@ struct kt_perf_ring {
 	void *mapping;
 	uint64_t mapped;
 	int process; /* that mapped it: no other has it */
+	int sized;   /* samples begin with struct kt_header, and are as long as it says */
 };
 
 /* Open and map a CPU's part, and put it into the map. 0 or -errno. */
@@ -30,7 +31,7 @@ int kt_perf_ring_close(struct kt_perf_ring *perf);
 void kt_perf_ring_free(struct kt_perf_ring *perf); /* a destructor: a negative fd is none */
 /*
  * Take up to `limit` samples as frames. The kernel pads a sample, and counts the padding as its
- * length: 4 more than a multiple of 8.
+ * length: 4 more than a multiple of 8. If the samples are `sized` it is taken off again.
  */
 int kt_perf_ring_drain(const struct kt_perf_ring *perf, void *out, uint64_t out_size,
 		       uint64_t limit, struct kt_drained *result);

@@ -13,7 +13,7 @@ from kerneltrace_core.events.declare import declared_of
 from kerneltrace_core.events.discriminate import Keep, Where, keep_by_function, tag_of_field
 from kerneltrace_core.events.engine import KernelEvent, Selector
 
-__all__ = ["BoundEvent", "bind", "perf_padding"]
+__all__ = ["BoundEvent", "bind", "perf_is_sized", "perf_padding"]
 
 T = TypeVar("T")
 
@@ -61,14 +61,16 @@ def bind(
     if layout is None:
         raise EventLayoutError(_missing(struct, objects))
     cls = event_class(layout) if isinstance(event, str) else _declared(event, layout)
-    offset, size, tags = _tag(objects.events.get(struct), layout, where)
+    tag = objects.events.get(struct)
+    offset, size, tags = _tag(tag, layout, where)
+    padded = perf and not (tag is not None and where is None and perf_is_sized(objects))
     selector = Selector(
         layout.size,
         not is_flexible(layout),
         offset,
         size,
         tags,
-        perf_padding(layout.size) if perf else 0,
+        perf_padding(layout.size) if padded else 0,
     )
     return BoundEvent(cls, selector, layout, keep_by_function(where) if callable(where) else None)
 
@@ -79,6 +81,14 @@ def perf_padding(size: int) -> int:
     A record and the u32 of its length together fill words of 8 bytes.
     """
     return -(size + 4) % 8
+
+
+def perf_is_sized(objects: ObjectLayout) -> bool:
+    """Tell whether an object's perf buffers are read without padding, by the header's size.
+
+    So where it tags a type whose flexible array would have the padding as elements.
+    """
+    return any(is_flexible(objects.structs[name]) for name in objects.events)
 
 
 def _tag(

@@ -46,14 +46,15 @@ class PerfReader:
 
     ``pages``: of data for each CPU, a power of two. The records of one CPU come in order, those
     of different CPUs do not. A record's ``origin`` is its CPU; its length is padded so that it
-    and a u32 fill words of 8 bytes (perf_prepare_sample in kernel/events/core.c).
+    and a u32 fill words of 8 bytes (perf_prepare_sample in kernel/events/core.c). ``sized``: the
+    records begin with the header of kt_event.h, and the padding is taken off again.
     ``lost_by_cpu`` counts what the kernel had no space for.
 
     Thread-safe as RingReader is. CPUs that come online later are not read.
     Needs CAP_PERFMON. Raises RingError, PrivilegeError.
     """
 
-    def __init__(self, map_fd: int, name: str, pages: int = 64) -> None:
+    def __init__(self, map_fd: int, name: str, pages: int = 64, *, sized: bool = False) -> None:
         kind, entries = rings.map_shape(map_fd, f"open perf buffer {name}")
         if kind != rings.PERF_EVENT_ARRAY:
             raise RingError(
@@ -66,7 +67,7 @@ class PerfReader:
                 if cpu >= entries:
                     break
                 try:
-                    part = rings.open_perf(map_fd, cpu, pages, name)
+                    part = rings.open_perf(map_fd, cpu, pages, name, sized=sized)
                 except PrivilegeError as refusal:
                     raise PrivilegeError(f"{refusal}{_remedy()}", errno=refusal.errno) from None
                 stack.callback(rings.close_perf, part, name)
@@ -94,13 +95,15 @@ class PerfReader:
         self._memory: object = None
 
     @classmethod
-    def over_memory(cls, parts: dict[int, tuple[bytearray, bytearray]], name: str) -> PerfReader:
+    def over_memory(
+        cls, parts: dict[int, tuple[bytearray, bytearray]], name: str, *, sized: bool = False
+    ) -> PerfReader:
         """Read memory that looks like a perf buffer: for each CPU the two positions, the data.
 
         For tests of the reader itself; there is nothing to wait for (``fd`` is -1).
         """
         reader = cls.__new__(cls)
-        memory = [(cpu, rings.memory_perf(*part, cpu)) for cpu, part in parts.items()]
+        memory = [(cpu, rings.memory_perf(*part, cpu, sized=sized)) for cpu, part in parts.items()]
         reader._setup(memory, name, max(len(data) for _, data in parts.values()))
         reader._memory = parts
         return reader

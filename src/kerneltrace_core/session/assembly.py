@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from kerneltrace_core.bpf.object import BpfObject
 from kerneltrace_core.btf.layout import MapLayout, ObjectLayout
 from kerneltrace_core.errors import KernelTraceError, OptionError
-from kerneltrace_core.events.binding import bind
+from kerneltrace_core.events.binding import bind, perf_is_sized
 from kerneltrace_core.maps.maps import Maps
 from kerneltrace_core.ring.perf import PerfReader
 from kerneltrace_core.ring.reader import RingReader
@@ -70,7 +70,7 @@ def assemble(name: str, options: SessionOptions) -> Parts:
         follows = options.filter is not None and options.filter.follow_forks
         control = FilterControl.of(maps, layout, follows=follows)
         _filter(control, options, source)
-        streams = Rings(name, options, layout, _readers(opened))
+        streams = Rings(name, options, layout, _readers(opened, sized=perf_is_sized(layout)))
         undo.callback(streams.close)
         parts = Parts(layout, opened, maps, variables, streams, control)
         unprepared = {(program, probe): error for program, probe, error in refusals}
@@ -124,10 +124,12 @@ def _configure(opened: BpfObject, layout: ObjectLayout, options: SessionOptions)
         opened.resize_map(name, entries)
 
 
-def _readers(opened: BpfObject) -> Callable[[MapLayout], ReaderProtocol]:
+def _readers(opened: BpfObject, *, sized: bool) -> Callable[[MapLayout], ReaderProtocol]:
     def open_reader(layout: MapLayout) -> ReaderProtocol:
-        kind = RingReader if layout.type == RINGBUF else PerfReader
-        return kind(opened.map_fd(layout.name), layout.name)
+        map_fd = opened.map_fd(layout.name)
+        if layout.type == RINGBUF:
+            return RingReader(map_fd, layout.name)
+        return PerfReader(map_fd, layout.name, sized=sized)
 
     return open_reader
 
