@@ -184,6 +184,8 @@ def test_check_tells_a_fresh_file_from_a_stale_one(
     assert "-    path: Annotated[str, Chars(16)]" in shown
     assert "+    path: Annotated[str, Chars(32)]" in shown
     assert output.read_text() == written, "--check writes nothing"
+    output.write_bytes(b"\xff\xfe")
+    assert main([*arguments, "--check"]) == 1, "it is no text"
 
 
 def test_the_command_says_what_it_could_not_do(
@@ -198,9 +200,18 @@ def test_the_command_says_what_it_could_not_do(
     told = capsys.readouterr().err.splitlines()
     assert told[0].startswith(f"codegen: parse {broken}: ")
     assert "section headers at offset" in told[0]
-    assert "absent.bpf.o" in told[1]
+    assert told[1] == f"codegen: read {tmp_path}/absent.bpf.o: No such file or directory"
     with pytest.raises(SystemExit, match="2"):
         main([str(broken), "--check"])
+
+    broken.write_bytes(compile_bpf(TAGGED))
+    capsys.readouterr()
+    assert main([str(broken), "-o", str(tmp_path / "none" / "x.py")]) == 2
+    assert main([str(broken), "-o", str(tmp_path), "--check"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"codegen: write {tmp_path}/none/x.py: No such file or directory",
+        f"codegen: check {tmp_path}: Is a directory",
+    ]
 
 
 def test_more_structs_can_be_asked_for() -> None:

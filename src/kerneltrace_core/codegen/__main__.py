@@ -41,24 +41,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.check and options.output is None:
         parser.error("--check needs --output, the file to look at")
+    act = f"read {options.object}"
     try:
         layout = ObjectLayout.from_elf(options.object.read_bytes(), str(options.object))
         source = generate(layout, options.object.name, options.struct)
+        act = f"{'check' if options.check else 'write'} {options.output or 'to stdout'}"
         if options.output is None:
             sys.stdout.write(source)
         elif options.check:
             return _check(options.output, source, options.object.name)
         else:
             options.output.write_text(source, encoding="utf-8")
-    except (KernelTraceError, OSError) as error:
+    except KernelTraceError as error:
         sys.stderr.write(f"codegen: {error}\n")
+        return FAILED
+    except OSError as error:
+        sys.stderr.write(f"codegen: {act}: {error.strerror or error}\n")
         return FAILED
     return 0
 
 
 def _check(output: Path, source: str, made_from: str) -> int:
     """Compare the file with what would be written; 1 if they differ."""
-    there = output.read_text(encoding="utf-8") if output.exists() else ""
+    # What is no text is no module of ours: the difference shows it.
+    there = output.read_text(encoding="utf-8", errors="replace") if output.exists() else ""
     if there == source:
         return 0
     lines = difflib.unified_diff(
