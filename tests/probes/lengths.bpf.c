@@ -38,6 +38,8 @@ int on_call(__u64 *ctx)
 	} sent = {};
 	struct plain_event plain = {};
 	__u64 length = calls & (MOST - 1);
+	/* One too short, by fewer bytes than are added to it. */
+	__u32 missing = length == 7 ? 3 : 0;
 
 	if (ctx[1] != __NR_getppid || !kt_wanted(on_call))
 		return 0;
@@ -47,7 +49,7 @@ int on_call(__u64 *ctx)
 	kt_fill(&sent, text_event);
 	kt_output(on_call, ctx, &events, &sent, sizeof(struct text_event) + length);
 	kt_fill(&plain, plain_event);
-	kt_output(on_call, ctx, &events, &plain, sizeof(plain));
+	kt_output(on_call, ctx, &events, &plain, sizeof(plain) - missing);
 	return 0;
 }
 

@@ -397,14 +397,15 @@ def test_a_perf_buffer_pads_its_records() -> None:
 
 def test_a_perf_buffer_pads_no_record_that_says_its_size() -> None:
     blob = struct("blob", 24, ("header", 0, HEADER), ("data", 24, array(U8, 0)))
-    point = struct("spot", 40, ("header", 0, HEADER), ("at", 24, array(U32, 4)))
-    sized, plain = objects(blob, point, POINT, blob=1, spot=2), objects(point, POINT, spot=2)
+    spot = struct("spot", 40, ("header", 0, HEADER), ("at", 24, array(U32, 4)))
+    ours, others = objects(HEADER, blob, spot, POINT, blob=1, spot=2), objects(POINT)
 
-    assert (perf_is_sized(sized), perf_is_sized(plain)) == (True, False)
-    assert bind("blob", sized, perf=True).selector == Selector(24, False, 0, 2, (1,))
-    assert bind("spot", sized, perf=True).selector == Selector(40, True, 0, 2, (2,))
-    assert bind("spot", plain, perf=True).selector == Selector(40, True, 0, 2, (2,), padding=4)
-    assert bind("point", sized, perf=True).selector == Selector(8, True, padding=4)
+    assert (perf_is_sized(ours), perf_is_sized(others)) == (True, False)
+    assert bind("blob", ours, perf=True).selector == Selector(24, False, 0, 2, (1,))
+    assert bind("spot", ours, perf=True).selector == Selector(40, True, 0, 2, (2,))
+    by_field = bind("spot", ours, where=("header.type", 3), perf=True)
+    assert by_field.selector == Selector(40, True, 0, 2, (3,))
+    assert bind("point", ours, perf=True).selector == Selector(8, True, padding=4)
 
 
 def test_a_struct_that_the_object_has_not_is_missed_by_name() -> None:

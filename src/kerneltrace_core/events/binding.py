@@ -17,6 +17,8 @@ __all__ = ["BoundEvent", "bind", "perf_is_sized", "perf_padding"]
 
 T = TypeVar("T")
 
+HEADER = "kt_header"
+
 
 @dataclass(frozen=True)
 class BoundEvent(Generic[T]):
@@ -51,7 +53,8 @@ def bind(
     Records of a type that the object tags (``KT_EVENT``) are told by the tag. Else every record
     must be of this struct's size exactly, and ``where`` tells those of one size apart: a field
     (``"kind"``, ``"header.kind"``) with its value or values, or a function of the record's bytes,
-    which is much slower. ``perf``: records come through a perf buffer, which pads them.
+    which is much slower. ``perf``: records come through a perf buffer, with its padding at the end
+    of those that do not say their size in our header.
 
     Raises EventLayoutError where the declaration and the object differ, or the object has no such
     struct; OptionError for a ``where`` that fits no record.
@@ -61,9 +64,8 @@ def bind(
     if layout is None:
         raise EventLayoutError(_missing(struct, objects))
     cls = event_class(layout) if isinstance(event, str) else _declared(event, layout)
-    tag = objects.events.get(struct)
-    offset, size, tags = _tag(tag, layout, where)
-    padded = perf and not (tag is not None and where is None and perf_is_sized(objects))
+    offset, size, tags = _tag(objects.events.get(struct), layout, where)
+    padded = perf and not _says_its_size(layout)
     selector = Selector(
         layout.size,
         not is_flexible(layout),
@@ -84,11 +86,13 @@ def perf_padding(size: int) -> int:
 
 
 def perf_is_sized(objects: ObjectLayout) -> bool:
-    """Tell whether an object's perf buffers are read without padding, by the header's size.
+    """Tell whether records of an object say their size, so that padding can be taken off."""
+    return HEADER in objects.structs
 
-    So where it tags a type whose flexible array would have the padding as elements.
-    """
-    return any(is_flexible(objects.structs[name]) for name in objects.events)
+
+def _says_its_size(layout: StructLayout) -> bool:
+    first = layout.members[0] if layout.members else None
+    return first is not None and isinstance(first.type, StructLayout) and first.type.name == HEADER
 
 
 def _tag(
