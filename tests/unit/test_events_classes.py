@@ -137,6 +137,31 @@ def test_a_flexible_array_is_the_rest_of_the_record() -> None:
     assert read(stack, head + bytes(4)).frames == ()
 
 
+def test_a_struct_at_the_end_has_the_rest_of_the_record_for_its_flexible_array() -> None:
+    stack = struct("stack", 4, ("depth", 0, U32), ("frames", 4, array(U32, 0)))
+    outer = event_class(struct("outer", 12, ("number", 0, U64), ("stack", 8, stack)))
+    deeper = event_class(
+        struct("deeper", 12, ("number", 0, U64), ("in", 8, struct("in", 4, ("stack", 0, stack))))
+    )
+    record = packing.pack("=QIII", 1, 2, 3, 4)
+
+    for stacked in (outer.from_bytes(record).stack, deeper.from_bytes(record).in_.stack):
+        assert (stacked.depth, stacked.frames) == (2, (3, 4))
+    alone: Any = outer.from_bytes(record[:12])
+    assert (alone.stack.frames, alone.as_dict()) == (
+        (),
+        {"number": 1, "stack": {"depth": 2, "frames": ()}},
+    )
+
+
+def test_flexible_arrays_that_share_their_place_are_all_the_rest() -> None:
+    both = struct("", 0, ("octets", 0, array(U8, 0)), ("words", 0, array(U16, 0)), union=True)
+    event: Any = event_class(struct("s", 4, ("n", 0, U32), ("", 4, both))).from_bytes(b"....abcd")
+
+    assert event.octets == b"abcd"
+    assert event.words == packing.unpack("=HH", b"abcd")
+
+
 def test_an_array_of_none_within_a_struct_is_a_label() -> None:
     cls = event_class(struct("s", 8, ("a", 0, U32), ("label", 4, array(U8, 0)), ("b", 4, U32)))
     event: Any = cls.from_bytes(packing.pack("=II", 1, 2))

@@ -373,6 +373,24 @@ def test_binding_to_equal_layouts_gives_one_class_and_to_others_another() -> Non
         Pair.from_bytes(bytes(4))
 
 
+def test_a_declared_struct_at_the_end_has_the_rest_of_the_record() -> None:
+    @kernel_event("stack")
+    class Stack(KernelEvent):
+        depth: u32
+        frames: Annotated[tuple[int, ...], Array(u32, 0)]
+
+    @kernel_event("outer")
+    class Outer(KernelEvent):
+        number: u64
+        stack: Stack
+
+    stack = struct("stack", 4, ("depth", 0, U32), ("frames", 4, array(U32, 0)))
+    made = bound(Outer, struct("outer", 12, ("number", 0, U64), ("stack", 8, stack)))
+
+    event = made.from_bytes(packing.pack("=QIII", 1, 2, 3, 4))
+    assert (type(event.stack).__name__, event.stack.frames) == ("Stack", (3, 4))
+
+
 def test_records_with_a_tag_are_told_by_it() -> None:
     layout = struct("ping", 32, ("header", 0, HEADER), ("value", 24, U64))
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from kerneltrace_core.btf.layout import FieldLayout, Scalar, StructLayout, c_name
 from kerneltrace_core.errors import EventLayoutError
 from kerneltrace_core.events.annotations import offset_of, shape_of
-from kerneltrace_core.events.classes import field_by_type
+from kerneltrace_core.events.classes import field_by_type, with_rest
 from kerneltrace_core.events.decoding import field_of, size_of
 from kerneltrace_core.events.engine import Field
 from kerneltrace_core.events.naming import field_names
@@ -45,7 +45,7 @@ def check_fields(
     for declared, annotation in annotations.items():
         member = members.get(_unmangled(declared, name))
         try:
-            found = _match(declared, annotation, member)
+            found = _match(declared, annotation, layout, member)
         except TypeError as error:
             if isinstance(error, EventLayoutError):
                 raise
@@ -70,7 +70,9 @@ def check_fields(
     return dict(sorted(fields.items(), key=lambda each: order[_unmangled(each[0], name)]))
 
 
-def _match(declared: str, annotation: Any, member: FieldLayout | None) -> Field | Difference:
+def _match(
+    declared: str, annotation: Any, layout: StructLayout, member: FieldLayout | None
+) -> Field | Difference:
     shape, offset = shape_of(annotation), offset_of(annotation)
     if member is None:
         place = "" if offset is None else str(offset)
@@ -80,7 +82,7 @@ def _match(declared: str, annotation: Any, member: FieldLayout | None) -> Field 
         return Difference(declared, str(member.offset), shape.describe(), _describe(member))
     if offset not in (None, member.offset):
         return Difference(declared, f"{offset}", shape.describe(), f"at {member.offset}")
-    return field_of(member, decoding)
+    return field_of(member, with_rest(layout, member, decoding))
 
 
 def _describe(member: FieldLayout) -> str:

@@ -23,7 +23,15 @@ from kerneltrace_core.events.decoding import (
 from kerneltrace_core.events.engine import REST, Field, KernelEvent
 from kerneltrace_core.events.naming import class_name, field_names
 
-__all__ = ["decode", "event_class", "field_by_type", "is_flexible", "make_class", "restore"]
+__all__ = [
+    "decode",
+    "event_class",
+    "field_by_type",
+    "is_flexible",
+    "make_class",
+    "restore",
+    "with_rest",
+]
 
 
 _made: dict[StructLayout, type[KernelEvent]] = {}
@@ -55,9 +63,23 @@ def event_class(layout: StructLayout) -> type[KernelEvent]:
 def field_by_type(layout: StructLayout, member: FieldLayout) -> Field:
     """Return the field of a member as it is in C."""
     label = isinstance(member.type, ArrayLayout) and not member.type.count
-    if label and member is not layout.fields()[-1]:
+    if label and not _is_last(layout, member):
         return field_of(member, Decoding("b", 0))  # of the field after it
-    return field_of(member, decode(member.type))
+    return field_of(member, with_rest(layout, member, decode(member.type)))
+
+
+def with_rest(layout: StructLayout, member: FieldLayout, decoding: Decoding) -> Decoding:
+    """Let a nested struct at the end, whose last array is flexible, have the rest of the record."""
+    if decoding.kind != "n" or decoding.shape or not _may_be_longer(member.type):
+        return decoding
+    return decoding._replace(size=REST) if _is_last(layout, member) else decoding
+
+
+def _is_last(layout: StructLayout, member: FieldLayout) -> bool:
+    """Tell whether nothing of a size is after a member; a union may have several at the end."""
+    fields = layout.fields()
+    place = next(index for index, each in enumerate(fields) if each is member)
+    return all(_may_be_longer(each.type) for each in fields[place + 1 :])
 
 
 def make_class(
@@ -92,10 +114,15 @@ def restore(layout: StructLayout, data: bytes, origin: int) -> KernelEvent:
 
 def is_flexible(layout: StructLayout) -> bool:
     """Say whether records of this struct have more bytes than its size."""
-    last = layout.fields()[-1].type if layout.fields() else None
-    if isinstance(last, StructLayout):
-        return is_flexible(last)
-    return isinstance(last, ArrayLayout) and not last.count
+    fields = layout.fields()
+    return bool(fields) and _may_be_longer(fields[-1].type)
+
+
+def _may_be_longer(layout: TypeLayout) -> bool:
+    """Say whether a struct that ends with this type is flexible."""
+    if isinstance(layout, StructLayout):
+        return is_flexible(layout)
+    return isinstance(layout, ArrayLayout) and not layout.count
 
 
 def decode(layout: TypeLayout) -> Decoding:

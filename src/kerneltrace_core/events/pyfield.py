@@ -26,9 +26,9 @@ class Field:
     ``kind`` is one letter: ``u`` and ``s`` integers without and with a sign, ``U`` and ``S`` the
     same in network byte order, ``f`` a float, ``?`` a bool (all of 1, 2, 4 or 8 bytes), ``c``
     text up to the first NUL, ``b`` bytes, ``n`` an event of the class ``convert``. ``size`` is one
-    element's; REST: all that is left of the record (``c`` and ``b``). ``shape`` makes nested tuples
-    of elements; REST as its first count: as many as there are. ``convert`` is called with the raw
-    value, or is a dict that maps it: what is not in there stays as it is.
+    element's; REST: all that is left of the record (``c``, ``b`` and ``n``). ``shape`` makes nested
+    tuples of elements; REST as its first count: as many as there are. ``convert`` is called with
+    the raw value, or is a dict that maps it: what is not in there stays as it is.
 
     Raises OptionError for what fits no record, and when an event ends before the field.
     """
@@ -74,8 +74,8 @@ class Field:
         if offset < 0 or size < REST or max(offset, size) > MOST_BYTES:
             raise OptionError(f"{place}: no such place")
         self._place(_end=offset + self._check_shape(place))
-        if size == REST and kind not in "cb":
-            raise OptionError(f"{place}: only text and bytes can be the rest of a record")
+        if size == REST and kind not in "cbn":
+            raise OptionError(f"{place}: no number can be the rest of a record")
         if kind == "n" and not (isinstance(convert, type) and issubclass(convert, KernelEvent)):
             raise OptionError(f"{place}: {convert!r} is not an event class")
         if bit_size:

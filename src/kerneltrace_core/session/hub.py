@@ -228,7 +228,7 @@ class Hub:
         self.counts.malformed += sorted_out.malformed
         self.counts.unclaimed += sorted_out.unclaimed
         if sorted_out.unknown:
-            self._warn_once("unknown", "whose type tag the object does not have")
+            self._warn_once("unknown", "whose type tag is none that is known")
         if sorted_out.malformed:
             self._warn_once("malformed", "whose size is not that of their type")
 

@@ -104,8 +104,8 @@ static bool check_reading(Field *field)
 	int open;
 	bool number = strchr("usUS?f", field->kind) != NULL;
 
-	if (size == REST && (number || field->kind == 'n'))
-		return refuse_field(field, "only text and bytes can be the rest of a record");
+	if (size == REST && number)
+		return refuse_field(field, "no number can be the rest of a record");
 	if (field->kind == 'n' && (!field->convert || !is_event_class(field->convert)))
 		return refuse_field(field, "no event class to convert to");
 	if (field->kind == 'n') {
