@@ -8,8 +8,8 @@
 
 struct text_event {
 	struct kt_header header;
-	__u64 length;
-	char text[]; /* flexible: the rest of the record */
+	__u32 length;
+	char text[]; /* flexible, and before the end that sizeof says */
 };
 KT_EVENT(text_event, 1);
 
@@ -33,7 +33,7 @@ int on_call(__u64 *ctx)
 {
 	struct {
 		struct kt_header header;
-		__u64 length;
+		__u32 length;
 		char text[MOST];
 	} sent = {};
 	struct plain_event plain = {};
@@ -47,7 +47,8 @@ int on_call(__u64 *ctx)
 	plain.number = calls++;
 	__builtin_memset(sent.text, 'x', MOST);
 	kt_fill(&sent, text_event);
-	kt_output(on_call, ctx, &events, &sent, sizeof(struct text_event) + length);
+	kt_output(on_call, ctx, &events, &sent,
+		  __builtin_offsetof(struct text_event, text) + length);
 	kt_fill(&plain, plain_event);
 	kt_output(on_call, ctx, &events, &plain, sizeof(plain) - missing);
 	return 0;

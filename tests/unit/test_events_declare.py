@@ -408,6 +408,19 @@ def test_a_flexible_struct_may_have_more_bytes() -> None:
     assert bind("blob", objects(layout)).selector == Selector(4, False)
 
 
+def test_a_flexible_struct_may_have_fewer_bytes_than_c_pads_it_to() -> None:
+    layout = struct("blob", 16, ("time", 0, U64), ("n", 8, U32), ("data", 12, array(U16, 0)))
+    outer = struct("outer", 24, ("time", 0, U64), ("blob", 8, layout))
+
+    found = bind("blob", objects(layout))
+    assert found.selector == Selector(12, False)
+    event: Any = found.cls.from_bytes(packing.pack("=QI", 1, 0))
+    assert (event.n, event.data) == (0, ())
+    assert bind("outer", objects(outer)).selector == Selector(20, False)
+    with pytest.raises(OptionError, match="11 bytes, not 12 or more"):
+        found.cls.from_bytes(bytes(11))
+
+
 def test_a_perf_buffer_pads_its_records() -> None:
     assert [perf_padding(size) for size in (4, 5, 11, 12, 13, 64)] == [0, 7, 1, 0, 7, 4]
     assert bind("point", objects(POINT), perf=True).selector == Selector(8, True, padding=4)

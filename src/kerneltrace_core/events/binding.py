@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar, overload
 
 from kerneltrace_core.btf.layout import EventTag, ObjectLayout, StructLayout
 from kerneltrace_core.errors import EventLayoutError, OptionError
-from kerneltrace_core.events.classes import event_class, is_flexible
+from kerneltrace_core.events.classes import event_class, is_flexible, least_size
 from kerneltrace_core.events.declare import declared_of
 from kerneltrace_core.events.discriminate import Keep, Where, keep_by_function, tag_of_field
 from kerneltrace_core.events.engine import KernelEvent, Selector
@@ -67,7 +67,7 @@ def bind(
     offset, size, tags = _tag(objects.events.get(struct), layout, where)
     padded = perf and not _says_its_size(layout)
     selector = Selector(
-        layout.size,
+        least_size(layout),
         not is_flexible(layout),
         offset,
         size,

@@ -28,6 +28,7 @@ __all__ = [
     "event_class",
     "field_by_type",
     "is_flexible",
+    "least_size",
     "make_class",
     "restore",
     "with_rest",
@@ -95,7 +96,7 @@ def make_class(
         "__doc__": c_name(layout),
         "__module__": __name__,
         "__match_args__": tuple(fields),
-        "_size_": layout.size,
+        "_size_": least_size(layout),
         "_exact_": not is_flexible(layout),
         "_fields_": tuple(fields),
         "_reduce_": maker,
@@ -123,6 +124,17 @@ def _may_be_longer(layout: TypeLayout) -> bool:
     if isinstance(layout, StructLayout):
         return is_flexible(layout)
     return isinstance(layout, ArrayLayout) and not layout.count
+
+
+def least_size(layout: StructLayout) -> int:
+    """Return the bytes that a record has at least: of a flexible struct what is before its array.
+
+    That may be less than C's sizeof, which has the padding after an array of no elements.
+    """
+    if not is_flexible(layout):
+        return layout.size
+    last = layout.fields()[-1]
+    return last.offset + (least_size(last.type) if isinstance(last.type, StructLayout) else 0)
 
 
 def decode(layout: TypeLayout) -> Decoding:
