@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import select
 import subprocess
 import sys
 import threading
@@ -21,10 +23,13 @@ from kerneltrace_core import (
     BtfTracepoint,
     ClosedError,
     EventLayoutError,
+    Fentry,
     Filter,
     FormatError,
     KernelEvent,
+    Kprobe,
     LoadError,
+    MapFullError,
     MapKeyError,
     OptionError,
     Session,
@@ -207,13 +212,162 @@ def test_probes_are_attached_and_detached_in_name(data: bytes) -> None:
         link.detach()
         states.append(link.attached)
         assert states == [True, False]
-        with pytest.raises(AttachError, match="no program on_leave"):
+        with pytest.raises(
+            AttachError, match=r"to program on_leave: ENOENT: .* has no program of that"
+        ):
             session.attach(BtfTracepoint("sys_exit", program="on_leave"))
 
 
+def test_automatic_probes_are_those_of_the_sections(data: bytes) -> None:
+    with FakeSession(data, "auto") as session:
+        found = {link.program: (str(link.spec), link.attached) for link in session.links}
+        more = session.attach(BtfTracepoint("sys_exit"))
+
+    assert found == {
+        "on_enter": ("BTF tracepoint sys_enter", True),
+        "on_exit": ("BTF tracepoint sys_exit", True),
+    }
+    assert (more.program, more.attached) == ("on_exit", False)
+    with pytest.raises(ClosedError, match="attach BTF tracepoint sys_exit to program on_exit"):
+        more.attach()
+
+
+def test_a_probe_that_no_program_is_made_for_is_refused(session: FakeSession) -> None:
+    with pytest.raises(AttachError, match="no program of object object is made for it"):
+        session.attach(Kprobe("vfs_read"))
+    with pytest.raises(AttachError, match="it is a tracing program"):
+        session.attach(Kprobe("vfs_read", program="on_exit"))
+    with pytest.raises(AttachError, match="something else than a fentry"):
+        session.attach(Fentry("vfs_read", program="on_exit"))
+    with pytest.raises(AttachError, match="did you mean on_exit"):
+        session.attach(BtfTracepoint("sys_exit", program="on_exot"))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"programs": ["on_leave"]}, "has no program on_leave"),
+        ({"map_sizes": {"event": 4096}}, "has no map event"),
+        ({"variables": {"open": 1}}, "did you mean opens"),
+        ({"variables": {"opens": -1}}, "set variable opens"),
+        ({"btf": "/does/not/exist"}, "Session option btf"),
+        ({"filter": Filter(pids=range(1, 5000))}, "map kt_filter_tgids has room"),
+    ],
+)
+def test_options_are_checked_against_the_object(
+    data: bytes, options: dict[str, Any], told: str
+) -> None:
+    session = FakeSession(data, **options)
+
+    with pytest.raises(OptionError, match=told):
+        session.open()
+    assert session.closed
+
+
+def test_options_have_the_effect_that_they_have_in_the_kernel(data: bytes) -> None:
+    whom = Filter(pids=[7], follow_forks=True)
+    sizes = {"events": 4096, "begun": 2}
+    with FakeSession(data, programs=["on_exit"], map_sizes=sizes, filter=whom) as session:
+        assert session.filter.processes == {7}
+        assert {link.program for link in session.links} == {
+            *("kt_follow_free", "kt_follow_exit", "kt_follow_fork")
+        }
+        assert set(session.program_info()) == {"on_exit", *(each.program for each in session.links)}
+        session.maps["begun"].update({1: 1, 2: 2})
+        with pytest.raises(MapFullError, match="max_entries is 2"):
+            session.maps["begun"][3] = 3
+        for _ in range(4096 // 64):
+            session.emit("open_event")
+        with pytest.raises(OptionError, match="it is full"):
+            session.emit("open_event")
+
+
+def test_variables_begin_as_the_source_says() -> None:
+    source = """
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+const volatile __u64 limit = 1000;
+__u32 pair[2] = {3, 4};
+__u64 nothing;
+SEC("raw_tp/sys_enter") int on_enter(void *ctx) { nothing += limit + pair[0]; return 0; }
+char LICENSE[] SEC("license") = "GPL";
+"""
+    with FakeSession(compile_bpf(source)) as session:
+        assert dict(session.variables) == {"limit": 1000, "pair": (3, 4), "nothing": 0}
+        session.variables["pair"] = (5, 6)
+        assert session.variables["pair"] == (5, 6)
+    with FakeSession(compile_bpf(source), variables={"limit": 2}) as session:
+        assert session.variables["limit"] == 2
+
+
+def test_programs_are_described_and_have_not_run(session: FakeSession, data: bytes) -> None:
+    info = session.program_info()
+
+    assert {name: (each.type_name, each.run_count) for name, each in info.items()} == {
+        "on_enter": ("tracing", 0),
+        "on_exit": ("tracing", 0),
+    }
+    assert session.program_info() == info
+    with FakeSession(data) as other:
+        ids = {each.id for each in [*info.values(), *other.program_info().values()]}
+    assert len(ids) == 4
+    session.close()
+    with pytest.raises(ClosedError, match="read program info of session opens"):
+        session.program_info()
+
+
+def test_the_trace_log_has_the_lines_that_are_put_into_it(session: FakeSession) -> None:
+    session.emit_line("before")
+    with session.trace_log(timeout=0) as log:
+        session.emit_line("and after")
+        first = list(log)
+        assert list(log) == []
+        with pytest.raises(OptionError, match="trace_log option timeout"):
+            session.trace_log(timeout=-1)
+
+    assert [line.text for line in first] == ["before", "and after"]
+    assert {line.pid for line in first} == {os.getpid()}
+    with pytest.raises(ClosedError, match="read trace log: it is closed"):
+        iter(log)
+
+
+@pytest.mark.parametrize("system", ["this one", "one without epoll"])
+def test_who_waits_for_the_trace_log_is_woken(
+    session: FakeSession, system: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if system != "this one":
+        monkeypatch.delattr(select, "epoll", raising=False)
+
+    async def main() -> str:
+        async with session.trace_log(timeout=20) as log:
+            asyncio.get_running_loop().call_later(0.01, session.emit_line, "late")
+            return (await anext(aiter(log))).text
+
+    log = session.trace_log()
+    threading.Timer(0.01, log.close).start()
+
+    assert list(log) == []
+    assert asyncio.run(main()) == "late"
+
+
+def test_what_a_program_loses_is_among_the_statistics(session: FakeSession) -> None:
+    session.lose("on_exit", 3)
+    session.lose("on_exit")
+
+    stats = session.stats()
+    assert (stats.programs["on_exit"].seen, stats.programs["on_exit"].lost) == (4, 4)
+    assert stats.lost == 4
+    with pytest.raises(OptionError, match=r"lose records of on_leave: .*\(on_enter, on_exit do\)"):
+        session.lose("on_leave")
+
+
 def test_what_cannot_be_emitted_says_why(session: FakeSession) -> None:
-    with pytest.raises(OptionError, match="no such struct"):
-        session.emit("close_event")
+    with pytest.raises(OptionError, match=r"no such struct \(did you mean open_event\?\)"):
+        session.emit("opn_event")
+    with pytest.raises(OptionError, match="emit open_event: field result: 'x' is no number"):
+        session.emit("open_event", result="x")
+    with pytest.raises(OptionError, match="emit record: 'x' is not bytes"):
+        session.emit_bytes("x")  # type: ignore[arg-type]
     with pytest.raises(OptionError, match=r"no field colour \(it has header, result"):
         session.emit("open_event", colour=1)
     with pytest.raises(OptionError, match="emit to ring other: the object has events"):

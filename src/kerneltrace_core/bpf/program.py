@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
-__all__ = ["ProgramFacts", "type_name"]
+__all__ = ["ProgramFacts", "Programs", "type_name"]
 
 # enum bpf_prog_type, include/uapi/linux/bpf.h.
 TYPES = {
@@ -71,3 +72,12 @@ class ProgramFacts:
 
     def __str__(self) -> str:
         return f'{self.name} (SEC("{self.section}"))'
+
+
+class Programs(Protocol):
+    """Whatever has programs: an object that libbpf has opened, or one of a test."""
+
+    name: str
+
+    def programs(self) -> tuple[ProgramFacts, ...]:
+        """Return what it says about its programs, in the order of their sections."""

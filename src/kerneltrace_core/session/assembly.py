@@ -8,22 +8,20 @@ from typing import TYPE_CHECKING
 
 from kerneltrace_core.bpf.object import BpfObject
 from kerneltrace_core.btf.layout import MapLayout, ObjectLayout
-from kerneltrace_core.errors import KernelTraceError, OptionError
+from kerneltrace_core.errors import KernelTraceError
 from kerneltrace_core.events.binding import bind, perf_is_sized
 from kerneltrace_core.maps.maps import Maps
 from kerneltrace_core.ring.perf import PerfReader
 from kerneltrace_core.ring.reader import RingReader
-from kerneltrace_core.session.auto import auto_probes
-from kerneltrace_core.session.choosing import choose_program
+from kerneltrace_core.session.configure import choose, configure, set_filter
 from kerneltrace_core.session.filters import FilterControl
-from kerneltrace_core.session.kernel_probes import BtfTracepoint
 from kerneltrace_core.session.links import Link
 from kerneltrace_core.session.loading import Planned, load
 from kerneltrace_core.session.parts import Parts
 from kerneltrace_core.session.prepare import prepare
 from kerneltrace_core.session.rings import RINGBUF, Rings
 from kerneltrace_core.session.source import find_btf, read_object
-from kerneltrace_core.session.variables import MappedSections, Variables, preset
+from kerneltrace_core.session.variables import MappedSections, Variables
 
 if TYPE_CHECKING:
     from kerneltrace_core.ring.protocol import ReaderProtocol
@@ -31,13 +29,6 @@ if TYPE_CHECKING:
     from kerneltrace_core.session.probe import Probe
 
 __all__ = ["assemble"]
-
-# The programs of kt_filter.h, which only a filter that follows forks needs.
-FOLLOWERS = (
-    BtfTracepoint("sched_process_free", program="kt_follow_free"),
-    BtfTracepoint("sched_process_exit", program="kt_follow_exit"),
-    BtfTracepoint("sched_process_fork", program="kt_follow_fork"),
-)
 
 
 def assemble(name: str, options: SessionOptions) -> Parts:
@@ -52,8 +43,8 @@ def assemble(name: str, options: SessionOptions) -> Parts:
     def plan(left_out: frozenset[str]) -> Planned:
         opened = BpfObject(data, source, btf_path=None if btf is None else str(btf))
         try:
-            probes = _choose(opened, options, left_out)
-            _configure(opened, layout, options)
+            probes = choose(opened, options, left_out)
+            configure(opened, layout, options)
             refusals[:] = prepare(opened, [(program, probe) for probe, program in probes])
         except BaseException:
             opened.close()
@@ -69,7 +60,7 @@ def assemble(name: str, options: SessionOptions) -> Parts:
         undo.callback(variables.close)
         follows = options.filter is not None and options.filter.follow_forks
         control = FilterControl.of(maps, layout, follows=follows)
-        _filter(control, options, source)
+        set_filter(control, options, source)
         streams = Rings(name, options, layout, _readers(opened, sized=perf_is_sized(layout)))
         undo.callback(streams.close)
         parts = Parts(layout, opened, maps, variables, streams, control)
@@ -87,43 +78,6 @@ def assemble(name: str, options: SessionOptions) -> Parts:
     return parts
 
 
-def _choose(
-    opened: BpfObject, options: SessionOptions, left_out: frozenset[str]
-) -> list[tuple[Probe, str]]:
-    """Say which programs are loaded; return which of them is for which probe."""
-    known = {each.name for each in opened.programs()}
-    if options.programs is None:
-        wanted = {each.name for each in opened.programs() if each.loads}
-    else:
-        for missing in set(options.programs) - known:
-            raise OptionError(
-                f"Session option programs: object {opened.name} has no program {missing} "
-                f"(it has {', '.join(sorted(known))})"
-            )
-        wanted = set(options.programs)
-    opened.select(wanted)
-    # The only word that the options accept is "auto".
-    specs = auto_probes(opened) if isinstance(options.probes, str) else options.probes
-    probes = [(each, choose_program(opened, each)) for each in specs]
-    if options.filter is not None and options.filter.follow_forks:
-        # First: a process that is forked meanwhile is followed from its beginning.
-        probes[:0] = [(each, str(each.program)) for each in FOLLOWERS if each.program in known]
-    opened.select((wanted | {program for _, program in probes}) - left_out)
-    return probes
-
-
-def _configure(opened: BpfObject, layout: ObjectLayout, options: SessionOptions) -> None:
-    for name, value in options.variables.items():
-        preset(opened, layout.variables, name, value)
-    for name, entries in options.map_sizes.items():
-        if name not in layout.maps:
-            raise OptionError(
-                f"Session option map_sizes: object {opened.name} has no map {name} "
-                f"(it has {', '.join(layout.maps) or 'none'})"
-            )
-        opened.resize_map(name, entries)
-
-
 def _readers(opened: BpfObject, *, sized: bool) -> Callable[[MapLayout], ReaderProtocol]:
     def open_reader(layout: MapLayout) -> ReaderProtocol:
         map_fd = opened.map_fd(layout.name)
@@ -132,14 +86,3 @@ def _readers(opened: BpfObject, *, sized: bool) -> Callable[[MapLayout], ReaderP
         return PerfReader(map_fd, layout.name, sized=sized)
 
     return open_reader
-
-
-def _filter(control: FilterControl | None, options: SessionOptions, source: str) -> None:
-    if options.filter is None:
-        return
-    if control is None:
-        raise OptionError(
-            f"Session option filter: object {source} was built without filters "
-            "(include <kerneltrace/kt_filter.h> and ask kt_wanted() in its programs)"
-        )
-    control.set(options.filter)

@@ -11,7 +11,7 @@ from kerneltrace_core.session import kernel_probes as kernel
 from kerneltrace_core.session import network_probes as network
 from kerneltrace_core.session import process_probes as process
 from kerneltrace_core.session.attached import Attached
-from kerneltrace_core.session.auto import attach_by_section
+from kerneltrace_core.session.by_section import attach_by_section
 from kerneltrace_core.session.choosing import check_fit
 from kerneltrace_core.session.functions import attach_kprobe, attach_loaded
 from kerneltrace_core.session.perfevents import attach_perf_event

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from kerneltrace_core.bpf.object import BpfObject
-from kerneltrace_core.bpf.program import ProgramFacts, type_name
+from kerneltrace_core.bpf.program import ProgramFacts, Programs, type_name
 from kerneltrace_core.kernel.symbols import nearest
 from kerneltrace_core.session.network_probes import Cgroup, Tc, Xdp
 from kerneltrace_core.session.probe import Probe
@@ -19,7 +18,7 @@ FREE_SECTIONS = (Cgroup, PerfEvent, Tc, Xdp)
 ARTICLES = {"XDP": "an", "LSM": "an"}
 
 
-def choose_program(opened: BpfObject, spec: Probe) -> str:
+def choose_program(opened: Programs, spec: Probe) -> str:
     """Return the name of the program that a probe is for, by name, section or kind of section.
 
     Raises AttachError, before any system call: none, several, or one of another type.
@@ -30,7 +29,7 @@ def choose_program(opened: BpfObject, spec: Probe) -> str:
     return chosen.name
 
 
-def _named(opened: BpfObject, programs: tuple[ProgramFacts, ...], spec: Probe) -> ProgramFacts:
+def _named(opened: Programs, programs: tuple[ProgramFacts, ...], spec: Probe) -> ProgramFacts:
     wanted = spec.program or ""
     for each in programs:
         if each.name == wanted:
@@ -47,7 +46,7 @@ def _named(opened: BpfObject, programs: tuple[ProgramFacts, ...], spec: Probe) -
     raise refuse(spec, wanted, errno.ENOENT, cause)
 
 
-def _fitting(opened: BpfObject, programs: tuple[ProgramFacts, ...], spec: Probe) -> ProgramFacts:
+def _fitting(opened: Programs, programs: tuple[ProgramFacts, ...], spec: Probe) -> ProgramFacts:
     of_kind = [each for each in programs if each.prefix in spec.sections]
     targets = spec.section_targets()
     tries = [

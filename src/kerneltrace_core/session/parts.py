@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from kerneltrace_core.btf.layout import ObjectLayout
     from kerneltrace_core.maps.maps import Maps
     from kerneltrace_core.session.filters import FilterControl
+    from kerneltrace_core.session.info import ProgramInfo
     from kerneltrace_core.session.links import Link
     from kerneltrace_core.session.probe import Probe
     from kerneltrace_core.session.rings import Rings
+    from kerneltrace_core.session.tracelog import TraceLog
     from kerneltrace_core.session.variables import Variables
 
 __all__ = ["Parts"]
@@ -78,6 +80,18 @@ class Parts:
     def stats(self) -> SessionStats:
         """Return the counts of this moment."""
         return read_stats(self.layout, self.maps, self.streams)
+
+    def program_info(self) -> dict[str, ProgramInfo]:
+        """Ask for every loaded program, by its name."""
+        from kerneltrace_core.session.info import program_info
+
+        return program_info(self.object)
+
+    def trace_log(self, timeout: float | None) -> TraceLog:
+        """Open the trace log, which is the machine's."""
+        from kerneltrace_core.session.tracelog import trace_log
+
+        return trace_log(timeout=timeout)
 
     def close(self) -> None:
         """Detach first, so that nothing more comes; then end the readers, then free."""

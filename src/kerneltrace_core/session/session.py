@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from kerneltrace_core.btf.layout import ObjectLayout
     from kerneltrace_core.maps.maps import Maps
     from kerneltrace_core.session.filters import FilterControl
+    from kerneltrace_core.session.info import ProgramInfo
     from kerneltrace_core.session.links import Link
     from kerneltrace_core.session.parts import Parts
     from kerneltrace_core.session.probes import Probe
     from kerneltrace_core.session.stats import SessionStats
     from kerneltrace_core.session.streams import BatchStream, EventStream, RawStream
+    from kerneltrace_core.session.tracelog import TraceLog
     from kerneltrace_core.session.variables import Variables
 
 __all__ = ["Session"]
@@ -258,18 +260,21 @@ class Session:
         ago_ns = time.monotonic_ns() - time_ns
         return datetime.now(timezone.utc) - timedelta(microseconds=ago_ns / 1000)
 
-    def program_info(self) -> Mapping[str, Any]:
-        """Return id, tag, run time and memory of each loaded program, by its name."""
-        from kerneltrace_core.session.info import program_info
+    def program_info(self) -> Mapping[str, ProgramInfo]:
+        """Return id, tag, run time and memory of each loaded program, by its name.
 
-        return MappingProxyType(program_info(self._open("read program info").object))
+        Runs are counted inside ``bpf_stats()``. Of a map, ``session.maps[name].info`` tells.
+        """
+        return MappingProxyType(self._open("read program info").program_info())
 
-    def trace_log(self, **how: Any) -> Any:
-        """Iterate over the lines that ``bpf_printk`` writes; needs a readable tracefs."""
-        from kerneltrace_core.session.tracelog import trace_log
+    def trace_log(self, *, timeout: float | None = None) -> TraceLog:
+        """Iterate over the lines that ``bpf_printk`` writes, by ``for`` or ``async for``.
 
-        self._open("read trace log")
-        return trace_log(**how)
+        The log is the machine's: it has the lines of all programs. ``timeout``: seconds without a
+        line after which the iteration ends, None to wait. Needs a readable tracefs; raises
+        UnsupportedError or PrivilegeError where there is none.
+        """
+        return self._open("read trace log").trace_log(timeout)
 
 
 def _remember(session: Session) -> None:

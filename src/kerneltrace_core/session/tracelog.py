@@ -16,9 +16,10 @@ from kerneltrace_core.kernel.tracefs import PLACES, find_tracefs
 from kerneltrace_core.session.traceline import TraceLine, parse_line, parse_lost
 from kerneltrace_core.session.waiting import checkpoint, new_waiter
 
-__all__ = ["TraceLog", "trace_log"]
+__all__ = ["TraceLog", "check_timeout", "trace_log"]
 
 READ_BYTES = 65_536
+READ_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 MOUNT = "mount -t tracefs tracefs /sys/kernel/tracing"
 READABLE = (
     "run as root, or let a group in: mount -o remount,gid=GROUP,mode=0750 /sys/kernel/tracing"
@@ -37,7 +38,7 @@ def trace_log(*, timeout: float | None = None, places: tuple[str, ...] = PLACES)
     Needs tracefs, which is mounted by nobody here. Raises UnsupportedError if it is not there,
     PrivilegeError if it may not be read, OptionError.
     """
-    _check(timeout)
+    check_timeout(timeout)
     try:
         mounted = find_tracefs(places)
         if mounted is None:
@@ -55,7 +56,8 @@ def trace_log(*, timeout: float | None = None, places: tuple[str, ...] = PLACES)
         raise UnsupportedError(f"read trace log: {error}", errno=error.errno) from error
 
 
-def _check(timeout: Any) -> None:
+def check_timeout(timeout: Any) -> None:
+    """Refuse what is no time to wait. Raises OptionError."""
     if timeout is None:
         return
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0:
@@ -69,7 +71,7 @@ class TraceLog:
     ``others``: lines that are no program's (of ftrace, or the rest of a text with line breaks).
     """
 
-    def __init__(self, path: Path, timeout: float | None = None) -> None:
+    def __init__(self, path: Path | None, timeout: float | None = None) -> None:
         self._timeout = timeout
         self._lines: deque[TraceLine] = deque()
         self._rest = b""
@@ -77,7 +79,8 @@ class TraceLog:
         self._lock = threading.RLock()
         self.lost = 0
         self.others = 0
-        self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        # None is a log of a test, whose lines come from elsewhere.
+        self._fd = -1 if path is None else os.open(path, READ_FLAGS)
         self._waiter = new_waiter(self._fd)
 
     def __enter__(self) -> TraceLog:

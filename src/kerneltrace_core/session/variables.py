@@ -14,6 +14,7 @@ from kerneltrace_core.maps.codec import Codec
 
 if TYPE_CHECKING:
     from kerneltrace_core.bpf.object import BpfObject
+    from kerneltrace_core.session.configure import Configurable
 
 __all__ = ["MappedSections", "Memory", "Sections", "Variables", "encode_variable", "preset"]
 
@@ -67,7 +68,9 @@ def encode_variable(
     return layout, _encode(layout, value)
 
 
-def preset(opened: BpfObject, layouts: Mapping[str, VariableLayout], name: str, value: Any) -> None:
+def preset(
+    opened: Configurable, layouts: Mapping[str, VariableLayout], name: str, value: Any
+) -> None:
     """Give a variable its value in an object that is not loaded yet. Raises OptionError."""
     layout, encoded = encode_variable(layouts, name, value)
     memory = opened.initial_data(layout.section)
