@@ -42,12 +42,17 @@ from kerneltrace_core.testing import FakeSession, capture_events, record, replay
 PAGE = Path(__file__).parents[2] / "docs" / "session.md"
 
 
+def program_of(page: Path) -> str:
+    """Return the program that a page introduces."""
+    found = re.search(r"```c file=opens.bpf.c\n(.*?)```", page.read_text(), re.DOTALL)
+    assert found
+    return found[1]
+
+
 @pytest.fixture(scope="session")
 def data() -> bytes:
     """Return the object of the page that introduces sessions."""
-    found = re.search(r"```c file=opens.bpf.c\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert found
-    return compile_bpf(found[1])
+    return compile_bpf(program_of(PAGE))
 
 
 @pytest.fixture

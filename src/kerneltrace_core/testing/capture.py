@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
+from kerneltrace_core.errors import ClosedError, RingError
 from kerneltrace_core.session.session import Session
+from kerneltrace_core.testing.following import TICK_SECONDS, Follower
 
 __all__ = ["capture_events"]
 
@@ -17,12 +19,35 @@ def capture_events(
 ) -> Iterator[list[Any]]:
     """Yield a list that has, once the block is left, every event that came in it.
 
-    Reading begins before the block and ends when nothing came for ``settle`` seconds. ``how`` as
-    for ``Session.events``. The block's exception passes; the list is filled then too.
+    A thread reads from before the block until nothing came for ``settle`` seconds after it, for
+    ten at most. ``how`` as for ``Session.events``. The block's exception passes; the list is
+    filled then too. Raises RingError if events were lost: a list with holes would be misread.
     """
     captured: list[Any] = []
-    with session.events(kind, timeout=settle, **how) as events:
+    with session.events(kind, timeout=TICK_SECONDS, **how) as events:
+        before = _lost(session)
+        follower = Follower(session, events, captured.append, settle)
         try:
             yield captured
-        finally:
-            captured.extend(events)
+        except BaseException:
+            with suppress(Exception):  # the block's own tells more
+                follower.finish()
+            raise
+        follower.finish()
+        dropped = events.counts().dropped
+    lost = _lost(session) - before
+    if lost > 0 or dropped:
+        name = kind if isinstance(kind, str) else kind.__name__
+        raise RingError(
+            f"capture {name}: {len(captured)} came, {max(lost, 0)} were lost in the kernel and "
+            f"{dropped} in a queue (make the ring or the queue larger: map_sizes=, queue_size=)"
+        )
+
+
+def _lost(session: Session) -> int:
+    """Return what found no space in the kernel; of several rings it is not known in which."""
+    with suppress(ClosedError):
+        if len(session.rings) == 1:
+            stats = session.stats()
+            return stats.lost - sum(each.dropped for each in stats.rings.values())
+    return 0

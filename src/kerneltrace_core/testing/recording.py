@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import struct
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from kerneltrace_core.errors import FormatError
 from kerneltrace_core.session.session import Session
 from kerneltrace_core.session.source import read_object
+from kerneltrace_core.session.streams import RawStream
+from kerneltrace_core.testing.following import TICK_SECONDS, Follower
 from kerneltrace_core.testing.session import FakeSession
 
 __all__ = ["Replay", "record", "replay"]
@@ -20,6 +24,9 @@ __all__ = ["Replay", "record", "replay"]
 MAGIC = b"kerneltrace recording 1\n"
 SIZE = struct.Struct("<I")
 RECORD = struct.Struct("<II")  # ring, length
+SETTLE_SECONDS = 0.2
+
+logger = logging.getLogger("kerneltrace")
 
 
 @contextmanager
@@ -27,48 +34,33 @@ def record(session: Session, path: str | Path) -> Iterator[None]:
     """Write every record that a session's rings hand up in this block to a file.
 
     The object itself is written too, so that a replay knows its types. One daemon thread for each
-    ring reads until nothing came for 0.2 s after the block's end. Raises OSError, ClosedError.
+    ring reads until nothing came for 0.2 s after the block's end, for ten seconds at most. What
+    queues dropped is logged as a WARNING. Raises OSError, also when the file could not be
+    written to its end; ClosedError.
     """
     name, data = read_object(session.options.object)
     rings = session.rings
     header = json.dumps({"object": name, "rings": list(rings)}).encode()
-    with Path(path).open("wb") as file:
+    with ExitStack() as end:
+        file = end.enter_context(Path(path).open("wb"))
         file.write(MAGIC + SIZE.pack(len(header)) + header + SIZE.pack(len(data)) + data)
-        lock, ended = threading.Lock(), threading.Event()
-        threads = [
-            _Recorder(session.raw(ring=ring, timeout=0.2), number, file, lock, ended)
-            for number, ring in enumerate(rings)
-        ]
-        for each in threads:
-            each.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            for each in threads:
-                each.join()
+        lock = threading.Lock()
+        for number, ring in enumerate(rings):
+            stream = end.enter_context(session.raw(ring=ring, timeout=TICK_SECONDS))
+            end.callback(_tell_dropped, stream, ring, path)
+            write = partial(_write, file, lock, number)
+            end.callback(Follower(session, stream, write, SETTLE_SECONDS).finish)
+        yield
 
 
-class _Recorder(threading.Thread):
-    def __init__(
-        self, stream: Any, ring: int, file: BinaryIO, lock: threading.Lock, ended: threading.Event
-    ) -> None:
-        super().__init__(name="kerneltrace-record", daemon=True)
-        self._stream = stream
-        self._ring = ring
-        self._file = file
-        self._lock = lock
-        self._ended = ended
+def _write(file: BinaryIO, lock: threading.Lock, ring: int, payload: bytes) -> None:
+    with lock:
+        file.write(RECORD.pack(ring, len(payload)) + payload)
 
-    def run(self) -> None:
-        with self._stream as stream:
-            while True:
-                last = self._ended.is_set()
-                for payload in stream:
-                    with self._lock:
-                        self._file.write(RECORD.pack(self._ring, len(payload)) + payload)
-                if last or stream.closed:
-                    return
+
+def _tell_dropped(stream: RawStream, ring: str, path: str | Path) -> None:
+    if dropped := stream.counts().dropped:
+        logger.warning("record %s: %d records of ring %s were dropped", path, dropped, ring)
 
 
 class Replay(FakeSession):
@@ -81,22 +73,35 @@ class Replay(FakeSession):
     def _assemble(self) -> Any:
         parts: Any = super()._assemble()
         for ring, payload in self._records:
-            fake = parts.rings[ring]
+            fake = parts.rings.get(ring)
+            if fake is None:
+                raise FormatError(f"replay session {self.name}: its object has no ring {ring}")
             fake.size_bytes = max(fake.size_bytes, fake.pending_bytes() + len(payload) + 16)
             fake.submit(payload)
         return parts
 
     def events(self, kind: Any, **how: Any) -> Any:
         """Iterate over the recorded events of one type, and end."""
-        return super().events(kind, **{"timeout": 0, "queue_size": len(self._records) + 1, **how})
+        return super().events(kind, **self._to_the_end(how))
 
     def raw(self, **how: Any) -> Any:
         """Iterate over the recorded records, and end."""
-        return super().raw(**{"timeout": 0, "queue_size": len(self._records) + 1, **how})
+        return super().raw(**self._to_the_end(how))
 
     def batches(self, kind: Any, **how: Any) -> Any:
         """Iterate over the recorded events of one type as columns, and end."""
-        return super().batches(kind, **{"timeout": 0, "queue_size": len(self._records) + 1, **how})
+        return super().batches(kind, **self._to_the_end(how))
+
+    def process(self, callback: Callable[[Any], Any], kind: Any, **how: Any) -> int:
+        """Call a function with each recorded event of one type, and end."""
+        return super().process(callback, kind, **self._to_the_end(how))
+
+    async def aprocess(self, callback: Callable[[Any], Any], kind: Any, **how: Any) -> int:
+        """Do as ``process`` on an event loop."""
+        return await super().aprocess(callback, kind, **self._to_the_end(how))
+
+    def _to_the_end(self, how: dict[str, Any]) -> dict[str, Any]:
+        return {"timeout": 0, "queue_size": len(self._records) + 1, **how}
 
 
 def replay(path: str | Path) -> Replay:
@@ -112,6 +117,8 @@ def replay(path: str | Path) -> Replay:
     try:
         header, at = _sized(data, len(MAGIC))
         described = json.loads(header)
+        name = str(described["object"])
+        rings = [str(each) for each in described["rings"]]
         program, at = _sized(data, at)
         records = []
         while at < len(data):
@@ -119,11 +126,11 @@ def replay(path: str | Path) -> Replay:
             at += RECORD.size
             if at + length > len(data):
                 raise ValueError("a record without its end")
-            records.append((described["rings"][ring], data[at : at + length]))
+            records.append((rings[ring], data[at : at + length]))
             at += length
-    except (ValueError, KeyError, IndexError, struct.error) as error:
+    except (ValueError, TypeError, LookupError, RecursionError, struct.error) as error:
         raise FormatError(f"read recording {path}: it is damaged ({error})") from error
-    return Replay(program, str(described["object"]), records)
+    return Replay(program, name, records)
 
 
 def _sized(data: bytes, at: int) -> tuple[bytes, int]:
