@@ -148,12 +148,10 @@ def test_a_capture_ends_though_events_never_pause(
 def test_a_capture_ends_with_its_session(small: FakeSession) -> None:
     with capture_events(small, "open_event", settle=0) as events:
         emit_all(small, 3)
+        [reader] = [each for each in threading.enumerate() if each.name.endswith("small-follow")]
         small.close()
-        at_the_end = threading.active_count()
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while threading.active_count() == at_the_end and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert threading.active_count() < at_the_end
+        reader.join(PATIENCE_SECONDS)
+        assert not reader.is_alive()
 
     assert [event.result for event in events] == [0, 1, 2]
 

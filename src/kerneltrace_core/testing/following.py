@@ -53,7 +53,7 @@ class Follower(threading.Thread):
             for item in self._stream:
                 self._take(item)
                 quiet_since = time.monotonic()
-                if ended and quiet_since - self._end > LATEST_SECONDS:
+                if self._ended.is_set() and quiet_since - self._end > LATEST_SECONDS:
                     return
             quiet = time.monotonic() - max(quiet_since, self._end)
             if over or (ended and quiet >= self._settle):
