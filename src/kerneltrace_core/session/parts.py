@@ -77,9 +77,9 @@ class Parts:
             link.close()
         raise ClosedError(f"attach {probe.describe()}: its session was closed meanwhile")
 
-    def stats(self) -> SessionStats:
-        """Return the counts of this moment."""
-        return read_stats(self.layout, self.maps, self.streams)
+    def stats(self, session: str) -> SessionStats:
+        """Return the counts of this moment; ``session`` is the name that they get."""
+        return read_stats(self.layout, self.maps, self.streams, session)
 
     def program_info(self) -> dict[str, ProgramInfo]:
         """Ask for every loaded program, by its name."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from kerneltrace_core.ring.protocol import Drained, Strided
 
 if TYPE_CHECKING:
+    from kerneltrace_core.maps.histogram import Histogram
     from kerneltrace_core.session.consumer import ConsumerCounts
     from kerneltrace_core.session.overflow import Queue
 
@@ -50,6 +51,16 @@ class RingCounts:
     drain_ns: int = 0
     drain_ns_max: int = 0
     drain_ns_buckets: list[int] = field(default_factory=lambda: [0] * BUCKETS)
+
+    @property
+    def drain_histogram(self) -> Histogram:
+        """How long drains took, in nanoseconds; ``print`` it to see its picture."""
+        # Not at the top: most sessions are never asked.
+        from kerneltrace_core.maps.histogram import Histogram
+
+        nothing, *counts = self.drain_ns_buckets
+        counts[0] += nothing  # the first slot of a histogram has both 0 and 1
+        return Histogram.log2(counts, unit="ns")
 
     def drained(self, drained: Drained, nanoseconds: int) -> None:
         """Count a drain; one that found nothing is not counted as such."""

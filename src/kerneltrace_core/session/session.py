@@ -250,7 +250,7 @@ class Session:
 
     def stats(self) -> SessionStats:
         """Return what was seen, submitted, delivered and lost and why, by program and ring."""
-        return self._open("read stats").stats()
+        return self._open("read stats").stats(self.name)
 
     def wall_clock(self, time_ns: int) -> datetime:
         """Return the UTC time of a kernel timestamp (CLOCK_MONOTONIC, bpf_ktime_get_ns()).

@@ -25,11 +25,14 @@ class SessionStats:
     space, discarded, and left out by the filter. ``rings``: what became of the records of each
     ring once they were drained, and how long that took. Nothing is lost without being counted:
     seen = submitted + lost + discarded in the kernel, and what was submitted is either still in
-    the ring (``undrained``) or among a ring's ``records``.
+    the ring (``undrained``) or among a ring's ``records``. ``session``: its name.
+
+    A copy: later events change nothing in it. ``dataclasses.asdict`` makes plain data of it.
     """
 
     programs: Mapping[str, ProgramCounters]
     rings: Mapping[str, RingCounts]
+    session: str = ""
 
     @property
     def lost(self) -> int:
@@ -45,8 +48,8 @@ class SessionStats:
         return undrained(self.programs, self.rings)
 
 
-def read_stats(layout: ObjectLayout, maps: Maps, rings: Rings) -> SessionStats:
+def read_stats(layout: ObjectLayout, maps: Maps, rings: Rings, session: str = "") -> SessionStats:
     """Read all counts. A few system calls; what happens meanwhile may be in some of them."""
     # Rings first: a record is counted before it can be drained.
     drained = {name: hub.stats() for name, hub in rings.items()}
-    return SessionStats(programs=read_counters(layout, maps), rings=drained)
+    return SessionStats(read_counters(layout, maps), drained, session)
