@@ -41,6 +41,7 @@ from kerneltrace_core import (
     PrivilegeError,
     Session,
     Tracepoint,
+    bpf_stats,
     kernel_event,
     u32,
 )
@@ -636,9 +637,32 @@ def nothing_left() -> Iterator[None]:
     assert settled(before) == set()
 
 
-def test_program_information_names_what_is_loaded(nothing_left: None) -> None:
-    with Session(OBJECT, "auto", filter=OWN) as session:
+def described() -> tuple[list[str], bool, bool, int]:
+    """Return names, whether instructions and memory are told, and the runs of 23 calls."""
+    with Session(OBJECT.read_bytes(), "auto", filter=OWN) as session:
+        call(23)
         info = session.program_info()
+        events = session.maps["calls"].info
+        found = info["on_call"]
+        known = all((found.id, found.instructions, found.jited_bytes, found.memory_bytes))
+        return list(info), known, bool(events.id and events.memory_bytes), found.run_count
 
-    assert set(info) == {"on_call"}
-    assert info["on_call"].id > 0
+
+def test_program_and_map_information_names_what_is_loaded(nothing_left: None) -> None:
+    assert described() == (["on_call"], True, True, 0)
+
+
+def test_two_capabilities_are_enough_to_describe_programs_and_maps(nothing_left: None) -> None:
+    assert as_nobody(described) == described()
+
+
+def test_the_runs_of_a_sessions_programs_are_counted(nothing_left: None, require: Require) -> None:
+    require("capability:cap_sys_admin")
+    with Session(OBJECT, "auto", filter=OWN) as session, bpf_stats():
+        call(23)
+        info = session.program_info()["on_call"]
+
+    # Of a tracepoint that everybody passes.
+    assert info.run_count >= 23
+    assert info.run_mean_ns is not None
+    assert info.run_time_ns >= info.run_count

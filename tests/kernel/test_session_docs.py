@@ -14,7 +14,10 @@ from harness.pages import DOCS, FENCE, KERNEL_PAGES, run_page
 from harness.tiers import Require
 
 # What a page needs besides what all do.
-NEEDS = {"probes": ("perf_events", "uprobes", "perf_links", "tracefs")}
+NEEDS = {
+    "session": ("capability:cap_sys_admin",),
+    "probes": ("perf_events", "uprobes", "perf_links", "tracefs"),
+}
 
 pytestmark = [pytest.mark.any_kernel, pytest.mark.deadline(300)]
 

@@ -9,11 +9,15 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from harness.forked import in_child
+from harness.nobody import as_nobody
 from harness.objects import compile_object
 from harness.tiers import Require
+from kerneltrace_core import ClosedError, PrivilegeError, Session
 from kerneltrace_core._native import lib
 from kerneltrace_core.bpf.object import BpfObject
 from kerneltrace_core.kernel.tracefs import find_tracefs
@@ -143,3 +147,87 @@ def test_closing_wakes_a_reader_that_waits(printing: BpfObject) -> None:
     reader.join(PATIENCE_SECONDS)
 
     assert ended.is_set()
+
+
+# ---- of a session -------------------------------------------------------------------
+
+
+@pytest.fixture
+def session(require: Require) -> Iterator[Session]:
+    require("tracefs")
+    with Session(compile_object("printing"), name="printing") as opened:
+        wait_until_it_is_on()
+        yield opened
+
+
+def program_of(session: Session) -> Any:
+    """Return what runs the session's program."""
+    parts = session._parts
+    assert parts is not None
+    return parts.object
+
+
+def test_a_sessions_trace_log_has_what_its_program_prints(session: Session) -> None:
+    with session.trace_log(timeout=1) as log:
+        write(program_of(session), 7, MARK + 1)
+        found = [line.text for line in log if ours(line, MARK + 1)]
+
+    assert found == expected(7, MARK + 1)
+
+
+def test_a_reader_of_the_trace_log_is_woken_by_the_sessions_end(session: Session) -> None:
+    log = session.trace_log()
+    lines = iter(log)
+
+    def read() -> None:
+        while next(lines, None) is not None:
+            pass
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    session.close()
+    reader.join(PATIENCE_SECONDS)
+
+    assert not reader.is_alive()
+    assert log.closed
+
+
+def test_a_forked_child_takes_no_line_from_its_parent(session: Session) -> None:
+    with session.trace_log(timeout=1) as log:
+        write(program_of(session), 3, MARK + 2)
+
+        def child() -> str:
+            try:
+                return f"read {len(list(log))} lines"
+            except ClosedError as error:
+                return str(error)
+
+        told = in_child(child)
+        write(program_of(session), 2, MARK + 3)
+        found = [line.text for line in log if line.text.startswith("kerneltrace ")]
+
+    assert told == "read trace log: it is closed"
+    assert found == expected(3, MARK + 2) + expected(2, MARK + 3)
+
+
+def test_who_may_not_read_tracefs_is_told_what_to_do(require: Require) -> None:
+    require("tracefs", "capability:cap_setuid")
+    mounted = find_tracefs()
+    assert mounted is not None
+    everybodys = mounted.stat().st_mode & 0o005
+    data = compile_object("printing").read_bytes()
+
+    def act() -> str:
+        with Session(data) as session:
+            try:
+                session.trace_log(timeout=0)
+            except PrivilegeError as error:
+                return str(error)
+        return "it was read"
+
+    told = as_nobody(act)
+
+    if everybodys:
+        assert told == "it was read"
+    else:
+        assert told.startswith("read trace log: permission denied reading tracefs (run as root, or")

@@ -349,10 +349,22 @@ def test_who_waits_for_the_trace_log_is_woken(
             return (await anext(aiter(log))).text
 
     log = session.trace_log()
+    lines = iter(log)
     threading.Timer(0.01, log.close).start()
 
-    assert list(log) == []
+    assert next(lines, None) is None
     assert asyncio.run(main()) == "late"
+
+
+def test_the_trace_log_ends_with_its_session(session: FakeSession) -> None:
+    log = session.trace_log()
+    lines = iter(log)
+    threading.Timer(0.01, session.close).start()
+
+    assert next(lines, None) is None
+    assert log.closed
+    with pytest.raises(ClosedError, match="read trace log of session opens: it is closed"):
+        session.trace_log()
 
 
 def test_what_a_program_loses_is_among_the_statistics(session: FakeSession) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,7 @@ class Parts:
         self.streams = streams
         self.links: list[Link] = []
         self._control = control
+        self._logs: weakref.WeakSet[TraceLog] = weakref.WeakSet()
         self._closed = False
         # Reentrant: a signal handler may close the session in the midst of an attach.
         self._lock = threading.RLock()
@@ -88,7 +90,17 @@ class Parts:
         return program_info(self.object)
 
     def trace_log(self, timeout: float | None) -> TraceLog:
-        """Open the trace log, which is the machine's."""
+        """Open the trace log, which is the machine's, until it or this is closed."""
+        with no_fork_meanwhile():
+            log = self._open_log(timeout)
+            with self._lock:
+                if not self._closed:
+                    self._logs.add(log)
+                    return log
+        log.close()
+        raise ClosedError("read trace log: its session was closed meanwhile")
+
+    def _open_log(self, timeout: float | None) -> TraceLog:
         from kerneltrace_core.session.tracelog import trace_log
 
         return trace_log(timeout=timeout)
@@ -97,8 +109,10 @@ class Parts:
         """Detach first, so that nothing more comes; then end the readers, then free."""
         with self._lock:
             self._closed = True
-            links = list(self.links)
+            links, logs = list(self.links), list(self._logs)
         with ExitStack() as end:
+            for log in logs:
+                end.callback(log.close)
             end.callback(self.object.close)
             end.callback(self.variables.close)
             end.callback(self.maps.close)
@@ -109,6 +123,8 @@ class Parts:
     def abandon(self) -> None:
         """In a forked child: give up this process's copies; the parent's session goes on."""
         with ExitStack() as end:
+            for log in list(self._logs):
+                end.callback(log.abandon)
             end.callback(self.object.abandon)
             end.callback(self.variables.close)
             end.callback(self.maps.abandon)

@@ -271,8 +271,8 @@ class Session:
         """Iterate over the lines that ``bpf_printk`` writes, by ``for`` or ``async for``.
 
         The log is the machine's: it has the lines of all programs. ``timeout``: seconds without a
-        line after which the iteration ends, None to wait. Needs a readable tracefs; raises
-        UnsupportedError or PrivilegeError where there is none.
+        line after which the iteration ends, None to wait; it ends with the session, too. Needs a
+        readable tracefs; raises UnsupportedError or PrivilegeError where there is none.
         """
         return self._open("read trace log").trace_log(timeout)
 

@@ -147,6 +147,10 @@ class TraceLog:
         """Whether it is closed: what was read before is still delivered, then it ends."""
         return self._fd < 0
 
+    def wake(self) -> None:
+        """Let whoever waits look again."""
+        self._waiter.wake()
+
     def close(self) -> None:
         """Wake the reader and give the descriptor back; may be repeated."""
         with self._lock:
@@ -154,6 +158,14 @@ class TraceLog:
             if fd >= 0:
                 os.close(fd)
         self._waiter.close()
+
+    def abandon(self) -> None:
+        """In a forked child: give up its copies; the parent's reader goes on."""
+        self._lock = threading.RLock()
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+        self._waiter.abandon()
 
     def _check_open(self) -> None:
         if self.closed:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 import time
-import weakref
 from collections import deque
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -56,8 +55,7 @@ class FakeParts(Parts):
     ) -> None:
         super().__init__(layout, opened, maps, variables, streams, control)
         self.rings = rings
-        self.lines: deque[TraceLine] = deque()
-        self.logs: weakref.WeakSet[FakeTraceLog] = weakref.WeakSet()
+        self._lines: deque[TraceLine] = deque()
 
     def attach(self, probe: Probe) -> Any:
         """Attach to nothing. Raises AttachError if no program of the object is made for it."""
@@ -77,11 +75,14 @@ class FakeParts(Parts):
         opened: Any = self.object
         return opened.program_info()  # type: ignore[no-any-return]
 
-    def trace_log(self, timeout: float | None) -> FakeTraceLog:
-        """Open the log of this session alone."""
-        log = FakeTraceLog(self.lines, timeout)
-        self.logs.add(log)
-        return log
+    def put_line(self, line: TraceLine) -> None:
+        """Write to the session's trace log."""
+        self._lines.append(line)
+        for log in list(self._logs):
+            log.wake()
+
+    def _open_log(self, timeout: float | None) -> FakeTraceLog:
+        return FakeTraceLog(self._lines, timeout)
 
 
 class FakeSession(Session):
@@ -173,9 +174,7 @@ class FakeSession(Session):
         """Write a line to the session's trace log, as a program does by bpf_printk."""
         parts = self._fake()
         pid, time_ns = os.getpid(), time.monotonic_ns() // 1000 * 1000
-        parts.lines.append(TraceLine("fake", pid, 0, time_ns, text))
-        for log in parts.logs:
-            log.wake()
+        parts.put_line(TraceLine("fake", pid, 0, time_ns, text))
 
     def lose(self, program: str, count: int = 1) -> None:
         """Let a program that counts (``KT_PROBE``) have found no space for so many records.

@@ -27,14 +27,15 @@ class FakeTraceLog(TraceLog):
         """Whether it is closed."""
         return self._ended
 
-    def wake(self) -> None:
-        """Let whoever waits look for new lines."""
-        self._waiter.wake()
-
     def close(self) -> None:
         """Wake the reader; may be repeated."""
         self._ended = True
         super().close()
+
+    def abandon(self) -> None:
+        """In a forked child: be closed there."""
+        self._ended = True
+        super().abandon()
 
     def _read(self) -> bool:
         return False
