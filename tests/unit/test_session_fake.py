@@ -269,6 +269,36 @@ def test_options_are_checked_against_the_object(
     assert session.closed
 
 
+@pytest.mark.parametrize(("given", "taken"), [(1000, 4096), (4097, 8192), (8192, 8192)])
+def test_a_ring_has_whole_pages(data: bytes, given: int, taken: int) -> None:
+    def send() -> None:
+        with FakeSession(data, map_sizes={"events": given}) as session:
+            for sent[0] in range(1000):
+                session.emit("open_event")
+
+    sent = [0]
+    with pytest.raises(OptionError, match="it is full"):
+        send()
+
+    assert sent[0] == taken // 64
+
+
+@pytest.mark.parametrize(
+    ("use", "told"),
+    [
+        (lambda it: it.attach("tp_btf/sys_enter"), "attach 'tp_btf/sys_enter': it is no probe"),
+        (lambda it: it.attach(None), "attach None: it is no probe"),
+        (lambda it: it.filter.set(3), "set filter: 3 is not a Filter"),
+        (lambda it: it.variables[3], "variable 3: the object has no such variable"),
+    ],
+)
+def test_what_is_of_a_wrong_kind_is_refused_by_name(
+    session: FakeSession, use: Callable[[FakeSession], object], told: str
+) -> None:
+    with pytest.raises(OptionError, match=told):
+        use(session)
+
+
 def test_options_have_the_effect_that_they_have_in_the_kernel(data: bytes) -> None:
     whom = Filter(pids=[7], follow_forks=True)
     sizes = {"events": 4096, "begun": 2}
@@ -499,6 +529,10 @@ def test_options_are_frozen(data: bytes) -> None:
 def test_an_object_that_is_not_there_or_is_none_says_so(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match=r"read BPF object .*missing.bpf.o: No such file"):
         FakeSession(tmp_path / "missing.bpf.o").open()
+    with pytest.raises(
+        LoadError, match=r"none of that name \(a path has a slash or a dot: ./opens"
+    ):
+        FakeSession("opens").open()
     with pytest.raises(FormatError):
         FakeSession(b"no ELF").open()
 

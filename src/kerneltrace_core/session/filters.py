@@ -162,6 +162,9 @@ class FilterControl:
         process they descend from does. Raises OptionError: more entries than a map has room for,
         a folder that is no control group, forks to follow in a session that was opened without.
         """
+        given: object = wanted
+        if not isinstance(given, Filter):
+            raise OptionError(f"set filter: {given!r} is not a Filter")
         if wanted.follow_forks and not self._follows:
             raise OptionError(
                 "Filter option follow_forks: True in a session that was opened without it "

@@ -13,20 +13,24 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from kerneltrace_core.errors import ClosedError
+from kerneltrace_core.errors import ClosedError, OptionError
 from kerneltrace_core.session.forking import no_fork_meanwhile
 from kerneltrace_core.session.options import SessionOptions
 from kerneltrace_core.session.own_thread import in_own_thread
+from kerneltrace_core.session.probe import Probe
 
 if TYPE_CHECKING:
+    # Never imported: it need not be there.
+    from typing_extensions import Unpack
+
     from kerneltrace_core.btf.layout import ObjectLayout
     from kerneltrace_core.maps.maps import Maps
     from kerneltrace_core.session.filters import FilterControl
     from kerneltrace_core.session.info import ProgramInfo
     from kerneltrace_core.session.links import Link
     from kerneltrace_core.session.parts import Parts
-    from kerneltrace_core.session.probes import Probe
     from kerneltrace_core.session.stats import SessionStats
+    from kerneltrace_core.session.stream_options import BatchOptions, EventOptions, StreamOptions
     from kerneltrace_core.session.streams import BatchStream, EventStream, RawStream
     from kerneltrace_core.session.tracelog import TraceLog
     from kerneltrace_core.session.variables import Variables
@@ -205,15 +209,18 @@ class Session:
         ``link.close()`` does so for good: the session forgets the link. Blocks for milliseconds,
         a perf uprobe for tens. Raises AttachError, PrivilegeError, UnsupportedError, OptionError.
         """
-        return self._open(f"attach {probe.describe()}").attach(probe)
+        parts = self._open(f"attach {probe}")
+        if not isinstance(probe, Probe):
+            raise OptionError(f"attach {probe!r}: it is no probe (Tracepoint(...), Kprobe(...)...)")
+        return parts.attach(probe)
 
     # ---- streams ----------------------------------------------------------------------
 
     @overload
-    def events(self, kind: type[T], **how: Any) -> EventStream[T]: ...
+    def events(self, kind: type[T], **how: Unpack[EventOptions]) -> EventStream[T]: ...
     @overload
-    def events(self, kind: str, **how: Any) -> EventStream[Any]: ...
-    def events(self, kind: type[Any] | str, **how: Any) -> EventStream[Any]:
+    def events(self, kind: str, **how: Unpack[EventOptions]) -> EventStream[Any]: ...
+    def events(self, kind: type[Any] | str, **how: Unpack[EventOptions]) -> EventStream[Any]:
         """Iterate over the events of one type, by ``for`` or ``async for``.
 
         ``kind``: a class declared with ``kernel_event``, or the name of a C struct of the object.
@@ -225,15 +232,17 @@ class Session:
         """
         return self._open("read events").streams.events(kind, **how)
 
-    def raw(self, **how: Any) -> RawStream:
+    def raw(self, **how: Unpack[StreamOptions]) -> RawStream:
         """Iterate over the records of a ring as bytes, whatever they are."""
         return self._open("read records").streams.raw(**how)
 
-    def batches(self, kind: type[Any] | str, **how: Any) -> BatchStream[Any]:
+    def batches(self, kind: type[Any] | str, **how: Unpack[BatchOptions]) -> BatchStream[Any]:
         """Iterate over whole batches of events of one type, as columns; for throughput."""
         return self._open("read batches").streams.batches(kind, **how)
 
-    def process(self, callback: Callable[[T], Any], kind: type[T] | str, **how: Any) -> int:
+    def process(
+        self, callback: Callable[[T], Any], kind: type[T] | str, **how: Unpack[EventOptions]
+    ) -> int:
         """Call a function with each event until the session is closed or it returns False.
 
         Returns how many events it was called with. Blocks; ``aprocess`` is for coroutines.
@@ -241,7 +250,10 @@ class Session:
         return self._open("process events").streams.process(callback, kind, **how)
 
     async def aprocess(
-        self, callback: Callable[[T], Awaitable[Any] | Any], kind: type[T] | str, **how: Any
+        self,
+        callback: Callable[[T], Awaitable[Any] | Any],
+        kind: type[T] | str,
+        **how: Unpack[EventOptions],
     ) -> int:
         """Do as ``process`` on an event loop; the callback may be a coroutine function."""
         return await self._open("process events").streams.aprocess(callback, kind, **how)

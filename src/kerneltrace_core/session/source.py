@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -21,7 +22,16 @@ def read_object(source: str | Path | bytes) -> tuple[str, bytes]:
         # Not at the top: it loads libbpf, which a session in a test does without.
         from kerneltrace_core.bpf.object import builtin_object
 
-        return source, builtin_object(source)
+        try:
+            return source, builtin_object(source)
+        except LoadError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            raise LoadError(
+                f"read built-in BPF object {source}: there is none of that name "
+                f"(a path has a slash or a dot: ./{source})",
+                errno=error.errno,
+            ) from error
     path = Path(source)
     try:
         data = path.read_bytes()

@@ -43,7 +43,7 @@ def _known(layouts: Mapping[str, VariableLayout], name: str) -> VariableLayout:
     try:
         return layouts[name]
     except KeyError:
-        near = difflib.get_close_matches(name, layouts, 1)
+        near = difflib.get_close_matches(str(name), layouts, 1)
         hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(layouts) or 'none'}"
         raise OptionError(f"variable {name}: the object has no such variable ({hint})") from None
 

@@ -37,6 +37,7 @@ from kerneltrace_core.testing.tracelog import FakeTraceLog
 
 __all__ = ["FakeSession"]
 
+PAGE_BYTES = 4096
 RING_BYTES = 1 << 16  # of rings whose C source leaves the size to Python, and of perf buffers
 
 
@@ -213,4 +214,7 @@ def _maps(opened: FakeObject, layout: ObjectLayout) -> Maps:
 
 def _ring(layout: MapLayout, opened: FakeObject) -> FakeRing:
     size = opened.map_sizes.get(layout.name, layout.max_entries)
-    return FakeRing(layout.name, size if layout.type == RINGBUF and size else RING_BYTES)
+    if layout.type != RINGBUF or not size:
+        return FakeRing(layout.name, RING_BYTES)
+    # As libbpf does: a power of two of pages.
+    return FakeRing(layout.name, max(PAGE_BYTES, 1 << (size - 1).bit_length()))
