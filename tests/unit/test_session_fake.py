@@ -611,13 +611,27 @@ class Blocked:
             raise ImportError("not built here")
 
 sys.meta_path.insert(0, Blocked())
-from kerneltrace_core.testing import FakeSession
-with FakeSession({str(tmp_path / "object")!r}) as session:
+from kerneltrace_core import Filter
+from kerneltrace_core.testing import FakeSession, capture_events, record, replay
+path, whom = {str(tmp_path / "object")!r}, Filter(current_process=True)
+with FakeSession(path, "auto", filter=whom) as session:
     with session.events("open_event", timeout=0) as events:
         session.emit("open_event", result=3)
         assert [event.result for event in events] == [3]
     session.maps["begun"][1] = 2
     assert session.variables["opens"] == 0
+    assert len(session.links) == len(session.program_info()) == 2
+    session.emit_line("printed")
+    assert [line.text for line in session.trace_log(timeout=0)] == ["printed"]
+    session.lose("on_exit")
+    assert session.stats().lost == 1
+    with capture_events(session, "open_event", settle=0) as events:
+        session.emit("open_event", result=4)
+    assert [event.result for event in events] == [4]
+    with record(session, path + ".recording"):
+        session.emit("open_event", result=5)
+with replay(path + ".recording") as again:
+    assert [event.result for event in again.events("open_event")] == [5]
 """
 
     done = subprocess.run(

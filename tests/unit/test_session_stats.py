@@ -55,6 +55,14 @@ def test_statistics_are_plain_data_with_the_name_of_the_session(session: FakeSes
     assert told["rings"]["events"]["records"] == 3
 
 
+def test_counters_that_are_not_those_of_our_header_are_nobodys() -> None:
+    other = compile_bpf(program_of(PAGE)).replace(b"\0discarded\0", b"\0displaced\0")
+
+    with FakeSession(other) as session:
+        assert session.layout.probes
+        assert session.stats().programs == {}
+
+
 @pytest.mark.parametrize(
     ("nanoseconds", "bucket"),
     [(0, 0), (1, 1), (2, 2), (3, 2), (1023, 10), (1024, 11), (2**34, 35), (2**60, BUCKETS - 1)],

@@ -17,7 +17,7 @@ class Probe:
     ``program``: name or section of the program; None takes the one whose section names this
     probe, else the only one of a fitting section without a target (``SEC("kprobe")``).
     ``optional``: a failure is logged once and kept in ``Link.error`` instead of raised.
-    ``label``: a name of your own for messages and statistics.
+    ``label``: a name of your own, for messages.
 
     Raises OptionError that names the probe, the field, the value and what is allowed.
     """

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-from kerneltrace_core.session.loss import ProgramCounters, read_counters, undrained
+from kerneltrace_core.btf.layout import StructLayout
+from kerneltrace_core.session.loss import COUNTERS, ProgramCounters, read_counters, undrained
 from kerneltrace_core.session.ring_counts import RingCounts
 
 if TYPE_CHECKING:
@@ -52,4 +53,13 @@ def read_stats(layout: ObjectLayout, maps: Maps, rings: Rings, session: str = ""
     """Read all counts. A few system calls; what happens meanwhile may be in some of them."""
     # Rings first: a record is counted before it can be drained.
     drained = {name: hub.stats() for name, hub in rings.items()}
-    return SessionStats(read_counters(layout, maps), drained, session)
+    counted = read_counters(layout, maps) if _counts(layout) else {}
+    return SessionStats(counted, drained, session)
+
+
+def _counts(layout: ObjectLayout) -> bool:
+    """Tell whether the counters are those of kt_event.h: others may have a map of that name."""
+    value = layout.maps[COUNTERS].value if COUNTERS in layout.maps else None
+    if not isinstance(value, StructLayout):
+        return False
+    return {each.name for each in value.fields()} >= {each.name for each in fields(ProgramCounters)}
