@@ -48,6 +48,7 @@ from kerneltrace_core import (
 from kerneltrace_core.kernel.features import FeatureProbes
 from kerneltrace_core.kernel.privileges import read_privileges
 from kerneltrace_core.kernel.support import Support
+from kerneltrace_core.testing import capture_events, record, replay
 
 T = TypeVar("T")
 
@@ -108,6 +109,22 @@ def test_known_calls_give_known_events(tmp_path: Path) -> None:
 
     assert found == list(range(100, 123))
     assert (counted.seen, counted.submitted, counted.lost) == (23, 23, 0)
+
+
+def test_what_a_session_hands_up_is_captured_recorded_and_replayed(tmp_path: Path) -> None:
+    path = tmp_path / "calls.recording"
+    with Session(OBJECT, "auto", filter=OWN) as session, record(session, path):
+        with capture_events(session, "call_event", ring="calls") as captured:
+            call(23)
+        call(4)
+
+    assert [event.number for event in captured] == list(range(100, 123))
+    with replay(path) as again:
+        found = list(again.events("call_event", ring="calls"))
+    assert [event.number for event in found] == list(range(100, 127))
+    assert [event.header.time_ns for event in found[:23]] == [
+        event.header.time_ns for event in captured
+    ]
 
 
 def test_a_path_its_bytes_and_a_string_are_the_same_object() -> None:
