@@ -239,7 +239,8 @@ def test_a_program_that_is_run_is_one_fork_and_one_exec_and_nothing_else(options
 
         def work():
             call(5)
-            script = "import os; [os.getppid() for _ in range(400)]"
+            # It sleeps, so that it is waited for also where this thread got its CPU late.
+            script = "import os, time; [os.getppid() for _ in range(400)]; time.sleep(0.05)"
             subprocess.run([sys.executable, "-S", "-c", script], check=True, {options})
             call(4)
 
