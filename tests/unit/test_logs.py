@@ -14,7 +14,7 @@ import structlog
 from fake_tracer import ALL, MS, FakeRecord
 from kerneltrace_core.exporters.logs import EventLog, kernel_fields
 from kerneltrace_core.exporters.report import RequestReport
-from kerneltrace_core.exporters.vocabulary import TERMS
+from kerneltrace_core.exporters.vocabulary import TERMS, milliseconds
 from kerneltrace_core.requests.options import IntegrationOptions
 from kerneltrace_core.requests.stats import KernelStats
 
@@ -68,6 +68,14 @@ def test_fields_are_the_vocabulary_in_milliseconds_counts_and_bytes() -> None:
     assert fields["kernel_background_wall_ms"] == 2.0
     assert (fields["kernel_phase"], fields["kernel_backend"]) == ("response", "bpf")
     assert fields["kernel_attribution"] == "exact"
+
+
+@pytest.mark.parametrize(
+    ("ns", "ms"),
+    [(0, 0.0), (499, 0.0), (500, 0.001), (1_499, 0.001), (9 * MS, 9.0), (-1_400, -0.001)],
+)
+def test_milliseconds_are_rounded_to_the_microsecond(ns: int, ms: float) -> None:
+    assert milliseconds(ns) == ms
 
 
 def test_fields_of_an_untraced_request_are_all_there_and_unknown() -> None:

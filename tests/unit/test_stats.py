@@ -293,5 +293,7 @@ def test_whatever_the_words_are_every_field_decodes(words: list[int]) -> None:
     data = pack(f"<{layout.BLOCK_WORDS}Q", *words)
 
     for measures in (ALL, LEDGER_ONLY, OFF):
-        told = KernelStats.of_block(data, measures).as_dict()
+        stats = KernelStats.of_block(data, measures)
+        told = stats.as_dict()
         assert told["cpu_ns"] is None or told["cpu_ns"] >= 0
+        assert told == {name: getattr(stats, name) for name in FIELDS}

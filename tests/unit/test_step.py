@@ -974,3 +974,25 @@ def test_both_implementations_have_one_interface() -> None:
             region = Region(python).real if name == "Region" else None
             public |= {a for a in vars(region) if not a.startswith("_")} if region else set()
             assert public == {a for a in dir(ours) if not a.startswith("_")}, name
+
+
+# ---- the difference of two blocks ----------------------------------------------------------------
+
+
+def test_a_difference_is_word_by_word_but_for_those_that_are_kept(steps: Any) -> None:
+    before, after = struct.pack("<5Q", 5, 5, 5, 0, 1), struct.pack("<5Q", 9, 9, 4, 2**64 - 1, 1)
+
+    told = steps.difference(before, after, bytes([0, 1, 0, 0, 0]))
+
+    assert struct.unpack("<5Q", told) == (4, 9, 4, 2**64 - 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "kept"),
+    [(bytes(16), bytes(8), bytes(2)), (bytes(8), bytes(16), bytes(2)), (bytes(8), bytes(8), b"")],
+)
+def test_blocks_of_two_sizes_have_no_difference(
+    steps: Any, before: bytes, after: bytes, kept: bytes
+) -> None:
+    with pytest.raises(ValueError, match="not of one size"):
+        steps.difference(before, after, kept)

@@ -106,12 +106,23 @@ static PyObject *module_cell_address(PyObject *Py_UNUSED(module), PyObject *Py_U
 	return PyLong_FromUnsignedLongLong(seen ? (uintptr_t)here->entry : 0);
 }
 
+static PyObject *module_difference(PyObject *Py_UNUSED(module), PyObject *args)
+{
+	PyObject *earlier, *later, *kept;
+
+	if (!PyArg_UnpackTuple(args, "difference", 3, 3, &earlier, &later, &kept))
+		return NULL;
+	return subtract_blocks(earlier, later, kept);
+}
+
 static PyMethodDef module_methods[] = {
 	{ "push", module_push, METH_O,
 	  "Let this thread work for a record; return the owner before." },
 	{ "pop", module_pop, METH_O, "Restore the owner that push() returned." },
 	{ "current", module_current, METH_NOARGS, "Return the record this thread works for." },
 	{ "read_cell", module_read_cell, METH_NOARGS, "Return the value of this thread's cell." },
+	{ "difference", module_difference, METH_VARARGS,
+	  "Subtract a block from a later one, but for the words that are kept." },
 	{ "cell_address", module_cell_address, METH_NOARGS, "Return its address; 0: private." },
 	{ NULL, NULL, 0, NULL },
 };

@@ -32,11 +32,12 @@ def kernel_fields(stats: KernelStats) -> dict[str, Any]:
     """
     known = stats.as_dict()
     background = stats.background
+    fields = {}
+    for field, key, is_time in _KEYS:
+        value = known[field]
+        fields[key] = milliseconds(value) if is_time and value is not None else value
     return {
-        **{
-            key: _milliseconds(known.get(field)) if is_time else known.get(field)
-            for field, key, is_time in _KEYS
-        },
+        **fields,
         "kernel_blocked_by": _causes(known.get("blocked_by")),
         "kernel_thread_blocked_by": _causes(known.get("thread_blocked_by")),
         "kernel_top_syscalls": _calls(known.get("top_syscalls")),

@@ -12,7 +12,7 @@ Unit = Literal["ns", "bytes", "count", "flag"]
 
 def milliseconds(nanoseconds: int) -> float:
     """Return ``nanoseconds`` in milliseconds with three digits, as logs show times."""
-    return round(nanoseconds / 1_000_000, 3)
+    return (nanoseconds + 500) // 1000 / 1000
 
 
 @dataclass(frozen=True)

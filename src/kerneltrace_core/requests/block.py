@@ -6,14 +6,13 @@ from struct import Struct
 from typing import TypeVar
 
 from kerneltrace_core.requests import layout
-from kerneltrace_core.requests.engine import Reading
+from kerneltrace_core.requests.engine import Reading, difference
 from kerneltrace_core.requests.measures import OFF, Measures
 
 __all__ = ["StatsBlock"]
 
 Self = TypeVar("Self", bound="StatsBlock")
 
-_BLOCK = Struct(f"<{layout.BLOCK_WORDS}Q")
 _WORD = Struct("<Q").unpack_from
 _BANK_BLOCKED = Struct(f"<{len(layout.CAUSES)}Q").unpack_from
 _CALLS = Struct(f"<{layout.CALLS * layout.CALL_WORDS}Q").unpack_from
@@ -21,9 +20,17 @@ _NO_BLOCK = bytes(layout.BLOCK_WORDS * 8)
 
 FLAG_UNSEEN = 2  # of the ledger: see _native/step/types.h
 
-# Words that hold a state or a maximum: a difference of two blocks takes the later one.
-_NOT_SUMMED = frozenset(
-    (0, layout.LOOP_BLOCK_MAX_NS, layout.THREADS_USED, layout.DETACHED, layout.FLAGS, layout.VALUE)
+_START, _AFTER_START = layout.START_NS * 8, layout.START_NS * 8 + 8
+_END, _AFTER_END = layout.END_NS * 8, layout.END_NS * 8 + 8
+
+# Words that hold a state, a moment or a maximum: a difference of two blocks takes the later one.
+_NOT_SUMMED = bytes(
+    index
+    in (
+        *(0, layout.END_NS, layout.LOOP_BLOCK_MAX_NS, layout.THREADS_USED),
+        *(layout.DETACHED, layout.FLAGS, layout.VALUE),
+    )
+    for index in range(layout.BLOCK_WORDS)
 )
 
 
@@ -63,15 +70,10 @@ class StatsBlock(Reading):
         phase: str = "background",
     ) -> Self:
         """Return the stats of the time between two blocks of one record."""
-        words = [
-            after if index in _NOT_SUMMED or after < before else after - before
-            for index, (before, after) in enumerate(
-                zip(_BLOCK.unpack(earlier), _BLOCK.unpack(later), strict=True)
-            )
-        ]
-        words[layout.START_NS] = _WORD(earlier, layout.END_NS * 8)[0]
-        words[layout.END_NS] = _WORD(later, layout.END_NS * 8)[0]
-        return cls.of_block(_BLOCK.pack(*words), like._measures, phase)
+        summed = difference(earlier, later, _NOT_SUMMED)
+        begin = earlier[_END:_AFTER_END]
+        block = summed[:_START] + begin + summed[_AFTER_START:]
+        return cls.of_block(block, like._measures, phase)
 
     # ---- life -----------------------------------------------------------------
 
@@ -179,5 +181,6 @@ class StatsBlock(Reading):
         words = self._calls()
         if words is None:
             return None
-        column_words = words[column :: layout.CALL_WORDS]
-        return sum(column_words[index] for index in indices) if indices else sum(column_words)
+        if not indices:
+            return sum(words[column :: layout.CALL_WORDS])
+        return sum(words[column + index * layout.CALL_WORDS] for index in indices)

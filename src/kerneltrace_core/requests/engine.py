@@ -14,6 +14,7 @@ __all__ = [
     "Region",
     "Step",
     "current",
+    "difference",
     "pop",
     "push",
     "read_cell",
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
         Region,
         Step,
         current,
+        difference,
         pop,
         push,
         read_cell,
@@ -56,6 +58,7 @@ else:
     Region = _chosen.Region
     Step = _chosen.Step
     current = _chosen.current
+    difference = _chosen.difference
     pop = _chosen.pop
     push = _chosen.push
     read_cell = _chosen.read_cell

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from struct import Struct
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kerneltrace_core.requests.measures import Measures
     from kerneltrace_core.requests.pyrecord import Record
 
-__all__ = ["Reading"]
+__all__ = ["Reading", "difference"]
 
 
 class Reading:
@@ -40,3 +41,21 @@ class Reading:
         if record is not None:
             self.freeze(record.close())
             self.record = None
+
+
+def difference(earlier: bytes, later: bytes, kept: bytes) -> bytes:
+    """Subtract a block from a later one, but for the words that are kept.
+
+    The later one's word is taken also where it is smaller, as no counter is.
+    """
+    if not len(earlier) == len(later) == 8 * len(kept):
+        raise ValueError("subtract blocks: they are not of one size")
+    words = Struct(f"={len(kept)}Q")
+    return words.pack(
+        *(
+            after if keep or after < before else after - before
+            for before, after, keep in zip(
+                words.unpack(earlier), words.unpack(later), kept, strict=True
+            )
+        )
+    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from kerneltrace_core.requests.pycoroutine import Step
 from kerneltrace_core.requests.pyexchange import Exchange
-from kerneltrace_core.requests.pyreading import Reading
+from kerneltrace_core.requests.pyreading import Reading, difference
 from kerneltrace_core.requests.pyrecord import Record
 from kerneltrace_core.requests.pyregion import Region
 from kerneltrace_core.requests.pythreads import CELL, this_thread
@@ -23,6 +23,7 @@ __all__ = [
     "Step",
     "cell_address",
     "current",
+    "difference",
     "pop",
     "push",
     "read_cell",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from struct import Struct
 from typing import Any, NamedTuple
 
 from kerneltrace_core.requests import layout
@@ -9,6 +10,7 @@ from kerneltrace_core.requests.block import StatsBlock
 
 __all__ = ["FIELDS", "CallStats", "KernelStats"]
 
+BLOCK = Struct(f"<{layout.BLOCK_WORDS}Q").unpack
 OPEN_CALLS = tuple(layout.CALL_INDEX[name] for name in ("open", "openat", "openat2", "creat"))
 FSYNC_CALLS = tuple(layout.CALL_INDEX[name] for name in ("fsync", "fdatasync"))
 CONNECT_CALLS = (layout.CALL_INDEX["connect"],)
@@ -281,8 +283,9 @@ class KernelStats(StatsBlock):
 
     def as_dict(self) -> dict[str, Any]:
         """Return every attribute by name, as of one moment."""
-        frozen = self._of_one_moment()
-        return {name: getattr(frozen, name) for name in FIELDS}
+        moment = _Moment(None, self._measures)
+        moment.decode(self.block(), self._phase)
+        return {name: getattr(moment, name) for name in FIELDS}
 
     def __repr__(self) -> str:
         if not self._measures.ledger:
@@ -290,6 +293,30 @@ class KernelStats(StatsBlock):
         shown = ("wall_ns", "cpu_ns", "run_queue_ns", "blocked_ns", "loop_wait_ns", "syscalls")
         told = " ".join(f"{name}={getattr(self, name)}" for name in shown)
         return f"<KernelStats {self.phase} {told} attribution={self.attribution}>"
+
+
+class _Moment(KernelStats):
+    """The same of one block, decoded once: who asks for everything asks for much of it often."""
+
+    __slots__ = ("_by_call", "_is_charged", "_words")
+
+    def decode(self, block: bytes, phase: str) -> None:
+        """Describe a block from now on."""
+        self._block = block
+        self._phase = phase
+        self._words = BLOCK(block)
+        self._is_charged = super()._charged()
+        self._by_call = super()._calls()
+
+    def _word(self, index: int) -> int:
+        word: int = self._words[index]
+        return word
+
+    def _charged(self) -> bool:
+        return self._is_charged
+
+    def _calls(self) -> tuple[int, ...] | None:
+        return self._by_call
 
 
 FIELDS = (

@@ -68,4 +68,32 @@ static PyObject *close_record(Record *r)
 	return block;
 }
 
+/* A block of the time between two, word by word: the later one's where `kept` is not 0, or where it
+ * is smaller, as no counter is. NULL with an exception set. */
+static PyObject *subtract_blocks(PyObject *earlier, PyObject *later, PyObject *kept)
+{
+	Py_ssize_t words, length, i;
+	char *before, *after, *keep;
+	uint64_t *result, a, b;
+	PyObject *block;
+
+	if (PyBytes_AsStringAndSize(kept, &keep, &words) < 0 ||
+	    PyBytes_AsStringAndSize(earlier, &before, &length) < 0)
+		return NULL;
+	if (length != words * 8 || PyBytes_AsStringAndSize(later, &after, &i) < 0 || i != length)
+		return PyErr_Occurred() ? NULL
+					: PyErr_Format(PyExc_ValueError,
+						       "subtract blocks: they are not of one size");
+	block = PyBytes_FromStringAndSize(NULL, length);
+	if (!block)
+		return NULL;
+	result = (uint64_t *)PyBytes_AsString(block);
+	for (i = 0; i < words; i++) {
+		memcpy(&a, before + i * 8, sizeof(a));
+		memcpy(&b, after + i * 8, sizeof(b));
+		result[i] = keep[i] || b < a ? b : b - a;
+	}
+	return block;
+}
+
 #endif
