@@ -334,6 +334,24 @@ def test_unknown_and_malformed_are_warned_of_once(
     assert told[1].startswith("ring events of session test has malformed records, whose size")
 
 
+def test_what_a_full_queue_drops_is_warned_of_once(
+    inline: Hub, ring: FakeRing, caplog: pytest.LogCaptureFixture
+) -> None:
+    slow = inline.subscribe(SELECT_A, capacity=2, overflow="drop_oldest")
+    keen = inline.subscribe(SELECT_A)
+    with caplog.at_level(logging.WARNING, "kerneltrace"):
+        ring.submit(a(1), a(2))
+        all_numbers(keen, 2)
+        silent = list(caplog.records)
+        for _ in range(3):
+            ring.submit(a(1))
+            all_numbers(keen, 1)
+
+    assert (silent, slow.settle().dropped) == ([], 3)
+    [told] = [record.getMessage() for record in caplog.records]
+    assert told.startswith("ring events of session test has a reader that is slower than")
+
+
 def test_a_function_tells_types_apart(inline: Hub, ring: FakeRing) -> None:
     from kerneltrace_core.events.discriminate import keep_by_function
 

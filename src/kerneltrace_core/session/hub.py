@@ -231,6 +231,8 @@ class Hub:
             self._warn_once("unknown", "whose type tag is none that is known")
         if sorted_out.malformed:
             self._warn_once("malformed", "whose size is not that of their type")
+        if any(consumer.queue.dropped for consumer in consumers):
+            self._warn_of_drops()
 
     def pull_strided(self, puller: Consumer, limit_records: int) -> Strided | None:
         """Take records of a consumer's type straight from the ring, copied once.
@@ -337,6 +339,16 @@ class Hub:
                 self.session,
                 kind,
                 which,
+            )
+
+    def _warn_of_drops(self) -> None:
+        if "dropped" not in self._warned:
+            self._warned.add("dropped")
+            logger.warning(
+                "ring %s of session %s has a reader that is slower than its records come: what its "
+                "queue has no space for is dropped, and counted (queue_size=, overflow=\"block\")",
+                self.name,
+                self.session,
             )
 
     def close(self) -> None:
