@@ -177,7 +177,8 @@ def test_a_dtype_says_where_numpy_finds_the_fields() -> None:
 
 
 def test_numpy_reads_the_same_bytes() -> None:
-    numpy = pytest.importorskip("numpy")
+    import numpy
+
     columns = batch(4)
 
     found = columns.numpy()

@@ -1,12 +1,11 @@
 """What README.md and docs/ show is Python that compiles, and what they call runnable runs.
 
-A fence says so itself: ```python run, or ```console run, whose "$ " lines must each end with 0.
+A fence says so itself: ```python run. Commands run in a page's story alone.
 """
 
 from __future__ import annotations
 
 import ast
-import os
 import re
 import subprocess
 import sys
@@ -82,25 +81,8 @@ def test_runnable_python_blocks_run(block: Block, tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
 
 
-@pytest.mark.parametrize("block", blocks("console", runs=True))
-def test_runnable_commands_run(block: Block) -> None:
-    folder = str(Path(sys.executable).parent)
-    environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
-    commands = [line[2:] for line in block.text.splitlines() if line.startswith("$ ")]
-    assert commands, "a console block needs lines that begin with '$ '"
-
-    for command in commands:
-        run = subprocess.run(
-            command,
-            shell=True,
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
-        assert run.returncode == 0, f"{command}: {run.stderr}"
+def test_commands_that_run_are_part_of_a_story() -> None:
+    assert blocks("console", runs=True) == []
 
 
 def test_a_fence_says_its_language_and_whether_it_runs() -> None:

@@ -64,7 +64,7 @@ class Columns:
 
     def numpy(self) -> Any:
         """Return a structured array over the same bytes, without bit fields. Needs numpy."""
-        import numpy  # type: ignore[import-not-found,unused-ignore]
+        import numpy
 
         return numpy.frombuffer(self.data, numpy.dtype(dtype_of(self.layout)))
 

@@ -346,7 +346,7 @@ class Hub:
             self._warned.add("dropped")
             logger.warning(
                 "ring %s of session %s has a reader that is slower than its records come: what its "
-                "queue has no space for is dropped, and counted (queue_size=, overflow=\"block\")",
+                'queue has no space for is dropped, and counted (queue_size=, overflow="block")',
                 self.name,
                 self.session,
             )
