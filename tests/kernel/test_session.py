@@ -685,10 +685,10 @@ def described() -> tuple[list[str], bool, bool, int]:
     with Session(OBJECT.read_bytes(), "auto", filter=OWN) as session:
         call(23)
         info = session.program_info()
-        events = session.maps["calls"].info
+        counters = session.maps["kt_counters"].info
         found = info["on_call"]
         known = all((found.id, found.instructions, found.jited_bytes, found.memory_bytes))
-        return list(info), known, bool(events.id and events.memory_bytes), found.run_count
+        return list(info), known, bool(counters.id and counters.memory_bytes), found.run_count
 
 
 def test_program_and_map_information_names_what_is_loaded(nothing_left: None) -> None:

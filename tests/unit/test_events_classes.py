@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from kerneltrace_core import u8
 from kerneltrace_core.btf.layout import ArrayLayout, FieldLayout, Scalar, StructLayout
 from kerneltrace_core.codegen.events_source import fields_of
+from kerneltrace_core.errors import OptionError
 from kerneltrace_core.events.classes import event_class
 from kerneltrace_core.events.columns import Columns, dtype_of
 from kerneltrace_core.events.declare import declared_of, kernel_event
@@ -160,6 +161,16 @@ def test_flexible_arrays_that_share_their_place_are_all_the_rest() -> None:
 
     assert event.octets == b"abcd"
     assert event.words == packing.unpack("=HH", b"abcd")
+
+
+def test_what_shares_its_place_with_a_flexible_array_is_in_each_record() -> None:
+    both = struct("", 8, ("number", 0, U64), ("octets", 0, array(U8, 0)), union=True)
+    cls = event_class(struct("s", 16, ("n", 0, U32), ("", 8, both)))
+
+    event: Any = cls.from_bytes(packing.pack("=IIQ", 1, 0, 2))
+    assert (event.n, event.number, event.octets) == (1, 2, packing.pack("=Q", 2))
+    with pytest.raises(OptionError, match="12 bytes, not 16 or more"):
+        cls.from_bytes(bytes(12))
 
 
 def test_an_array_of_none_within_a_struct_is_a_label() -> None:

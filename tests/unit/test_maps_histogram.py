@@ -139,3 +139,9 @@ def test_bars_are_as_long_as_bccs(counts: list[int]) -> None:
     width = 20 if len(lines) > 32 else 40
     bars = [line.rpartition("|")[0].rpartition("|")[2].rstrip() for line in lines]
     assert bars == [bccs_stars(count, max(counts), width) for count in counts[: len(lines)]]
+
+
+def test_counts_may_be_numpys() -> None:
+    import numpy
+
+    assert Histogram.log2(numpy.array([1, 2])) == Histogram.log2({1: numpy.uint32(2), 0: 1})

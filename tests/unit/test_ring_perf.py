@@ -70,7 +70,7 @@ def test_samples_become_frames_with_the_cpu_and_their_space_is_given_back() -> N
 
 def test_samples_that_say_their_size_lose_the_padding() -> None:
     cpu = Cpu()
-    said = [struct.pack("=HH", 7, length) + b"x" * (length - 4) for length in range(24, 50)]
+    said = [struct.pack("=HHI", 7, length, 0) + b"x" * (length - 8) for length in range(24, 50)]
     for payload in said:
         cpu.sample(payload)
     reader = PerfReader.over_memory({0: (cpu.positions, cpu.data)}, "events", sized=True)
@@ -89,6 +89,14 @@ def test_a_size_that_cannot_be_leaves_a_sample_as_it_is(said: int) -> None:
     reader = PerfReader.over_memory({0: (cpu.positions, cpu.data)}, "events", sized=True)
 
     assert reader.drain().frames == b"".join(make_frame(each, 0) for each in padded)
+
+
+def test_a_sample_with_another_cpu_where_the_header_has_this_one_has_no_header() -> None:
+    cpu = Cpu()
+    padded = cpu.sample(struct.pack("=HHI", 7, 40, 1) + bytes(32))
+    reader = PerfReader.over_memory({0: (cpu.positions, cpu.data)}, "events", sized=True)
+
+    assert reader.drain().frames == make_frame(padded, 0)
 
 
 def test_lost_samples_are_added_up_by_cpu() -> None:

@@ -639,3 +639,13 @@ with replay(path + ".recording") as again:
     )
 
     assert done.returncode == 0, done.stderr
+
+
+def test_an_event_is_padded_as_its_perf_buffer_pads_it() -> None:
+    source = (Path(__file__).parents[1] / "probes" / "rings.bpf.c").read_text()
+    with FakeSession(compile_bpf(source)) as session:
+        for ring in ("events", "perf_events"):
+            stream = session.events("sample", ring=ring, timeout=0)
+            session.emit("sample", ring=ring, number=7)
+            assert [event.number for event in stream] == [7]
+            assert session.stats().rings[ring].malformed == 0

@@ -352,6 +352,17 @@ def test_what_a_full_queue_drops_is_warned_of_once(
     assert told.startswith("ring events of session test has a reader that is slower than")
 
 
+def test_what_a_blocking_reader_leaves_at_the_end_is_no_warning(
+    hub: Hub, ring: FakeRing, caplog: pytest.LogCaptureFixture
+) -> None:
+    blocking = hub.subscribe(SELECT_A, capacity=1, overflow="block")
+    ring.submit(a(1), a(2), a(3))
+    with caplog.at_level(logging.WARNING, "kerneltrace"):
+        hub.close()
+
+    assert (blocking.settle().dropped, caplog.records) == (2, [])
+
+
 def test_a_function_tells_types_apart(inline: Hub, ring: FakeRing) -> None:
     from kerneltrace_core.events.discriminate import keep_by_function
 

@@ -11,9 +11,12 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* struct kt_header of kt_event.h, and the place of its u16 size. */
-#define KT_HEADER 24
-#define KT_SIZE_OFFSET 2
+/* As in kt_event.h. */
+struct kt_header {
+	uint16_t type, size;
+	uint32_t cpu;
+	uint64_t time_ns, request;
+};
 
 int kt_perf_ring_open(int map_fd, uint32_t cpu, uint32_t pages, struct kt_perf_ring *perf)
 {
@@ -87,15 +90,19 @@ static void copy_around(const struct kt_perf_ring *perf, uint64_t position, void
 	memcpy((uint8_t *)out + first, perf->data, bytes - first);
 }
 
-/* What a sample's header says is its length, where the rest can be nothing but padding. */
-static uint32_t own_length(const uint8_t *sample, uint32_t length)
+/* What a sample's header says is its length, where the rest can be nothing but padding. Samples
+ * without our header may be among them: of those few have this CPU in its place, too. */
+static uint32_t own_length(const struct kt_perf_ring *perf, const uint8_t *sample, uint32_t length)
 {
-	uint16_t said;
+	struct kt_header header;
 
-	if (length < KT_HEADER)
+	if (length < sizeof(header))
 		return length;
-	memcpy(&said, sample + KT_SIZE_OFFSET, sizeof(said));
-	return said >= KT_HEADER && said <= length && length - said < 8 ? said : length;
+	memcpy(&header, sample, sizeof(header));
+	if (header.cpu != perf->cpu || header.size < sizeof(header) || header.size > length ||
+	    length - header.size >= 8)
+		return length;
+	return header.size;
 }
 
 int kt_perf_ring_drain(const struct kt_perf_ring *perf, void *out, uint64_t out_size,
@@ -134,7 +141,7 @@ int kt_perf_ring_drain(const struct kt_perf_ring *perf, void *out, uint64_t out_
 			copy_around(perf, position + sizeof(header) + 4, to + KT_FRAME_HEADER,
 				    length);
 			if (perf->sized) {
-				length = own_length(to + KT_FRAME_HEADER, length);
+				length = own_length(perf, to + KT_FRAME_HEADER, length);
 				step = KT_FRAME_HEADER + round_up(length);
 			}
 			to = begin_frame(to, length, perf->cpu);

@@ -21,7 +21,7 @@ struct kt_perf_ring {
 	void *mapping;
 	uint64_t mapped;
 	int process; /* that mapped it: no other has it */
-	int sized;   /* samples begin with struct kt_header, and are as long as it says */
+	int sized;   /* samples with struct kt_header are as long as it says */
 };
 
 /* Open and map a CPU's part, and put it into the map. 0 or -errno. */

@@ -13,7 +13,7 @@ from kerneltrace_core.events.declare import declared_of
 from kerneltrace_core.events.discriminate import Keep, Where, keep_by_function, tag_of_field
 from kerneltrace_core.events.engine import KernelEvent, Selector
 
-__all__ = ["BoundEvent", "bind", "perf_is_sized", "perf_padding"]
+__all__ = ["BoundEvent", "bind", "perf_is_sized", "perf_padding", "says_its_size"]
 
 T = TypeVar("T")
 
@@ -65,7 +65,7 @@ def bind(
         raise EventLayoutError(_missing(struct, objects))
     cls = event_class(layout) if isinstance(event, str) else _declared(event, layout)
     offset, size, tags = _tag(objects.events.get(struct), layout, where)
-    padded = perf and not _says_its_size(layout)
+    padded = perf and not says_its_size(layout)
     selector = Selector(
         least_size(layout),
         not is_flexible(layout),
@@ -90,7 +90,8 @@ def perf_is_sized(objects: ObjectLayout) -> bool:
     return HEADER in objects.structs
 
 
-def _says_its_size(layout: StructLayout) -> bool:
+def says_its_size(layout: StructLayout) -> bool:
+    """Tell whether records of a struct begin with our header, which has their size."""
     first = layout.members[0] if layout.members else None
     return first is not None and isinstance(first.type, StructLayout) and first.type.name == HEADER
 

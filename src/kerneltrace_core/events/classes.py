@@ -19,6 +19,7 @@ from kerneltrace_core.events.decoding import (
     decode_scalar,
     field_of,
     raw,
+    size_of,
 )
 from kerneltrace_core.events.engine import REST, Field, KernelEvent
 from kerneltrace_core.events.naming import class_name, field_names
@@ -133,8 +134,15 @@ def least_size(layout: StructLayout) -> int:
     """
     if not is_flexible(layout):
         return layout.size
-    last = layout.fields()[-1]
-    return last.offset + (least_size(last.type) if isinstance(last.type, StructLayout) else 0)
+    return max(map(_end, layout.fields()))
+
+
+def _end(member: FieldLayout) -> int:
+    if isinstance(member.type, StructLayout):
+        return member.offset + least_size(member.type)
+    if member.bit_size:
+        return member.offset + (member.bit_offset + member.bit_size + 7) // 8
+    return member.offset + size_of(member.type)
 
 
 def decode(layout: TypeLayout) -> Decoding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -177,7 +178,7 @@ def _stars(count: int, most: int, width: int) -> str:
 
 def _listed(counts: Mapping[int, Any] | Sequence[int]) -> list[int]:
     """Return counts by slot; a list for each CPU is summed."""
-    if not isinstance(counts, Mapping | Sequence):
+    if not isinstance(counts, Iterable):
         raise OptionError(f"make histogram: {counts!r} is no map, mapping or sequence of counts")
     items = counts.items() if isinstance(counts, Mapping) else enumerate(counts)
     by_slot: dict[Any, int] = {slot: _count(slot, count) for slot, count in items}
@@ -189,11 +190,12 @@ def _listed(counts: Mapping[int, Any] | Sequence[int]) -> list[int]:
 
 
 def _count(slot: object, value: Any) -> int:
-    each_cpu = value if isinstance(value, list | tuple) else (value,)
-    for each in each_cpu:
-        if not isinstance(each, int):
-            raise OptionError(
-                f"make histogram: slot {slot} has {each!r}, which is no count (of a field: "
-                "{slot: value.field for slot, value in map.items()})"
-            )
-    return sum(each_cpu)
+    if isinstance(value, list | tuple):
+        return sum(_count(slot, each) for each in value)
+    try:
+        return operator.index(value)  # as numpy's numbers have it, too
+    except TypeError:
+        raise OptionError(
+            f"make histogram: slot {slot} has {value!r}, which is no count (of a field: "
+            "{slot: value.field for slot, value in map.items()})"
+        ) from None

@@ -20,7 +20,8 @@ class MapInfo:
     """A map at one moment. Immutable.
 
     ``name``: as the kernel has it, cut to 15 characters. ``value_size``: of one CPU's value where
-    a map is per CPU. ``memory_bytes``: what the kernel charges for it. ``access``: what this
+    a map is per CPU. ``memory_bytes``: what the kernel charges for it, 0 for
+    a ring buffer before Linux 6.4. ``access``: what this
     process may do through its descriptor. These two and ``frozen`` are None where /proc cannot be
     read.
     """

@@ -231,7 +231,8 @@ class Hub:
             self._warn_once("unknown", "whose type tag is none that is known")
         if sorted_out.malformed:
             self._warn_once("malformed", "whose size is not that of their type")
-        if any(consumer.queue.dropped for consumer in consumers):
+        # One that blocks drops at the end alone, what nobody would have read.
+        if any(each.queue.dropped and each.queue.policy != "block" for each in consumers):
             self._warn_of_drops()
 
     def pull_strided(self, puller: Consumer, limit_records: int) -> Strided | None:

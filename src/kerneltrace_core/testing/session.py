@@ -13,7 +13,7 @@ from typing import Any
 
 from kerneltrace_core.btf.layout import MapLayout, ObjectLayout
 from kerneltrace_core.errors import OptionError
-from kerneltrace_core.events.binding import bind
+from kerneltrace_core.events.binding import bind, perf_padding, says_its_size
 from kerneltrace_core.events.classes import event_class
 from kerneltrace_core.maps.codec import Codec
 from kerneltrace_core.maps.maps import Maps
@@ -24,7 +24,7 @@ from kerneltrace_core.session.info import ProgramInfo
 from kerneltrace_core.session.loss import COUNTERS
 from kerneltrace_core.session.parts import Parts
 from kerneltrace_core.session.probe import Probe
-from kerneltrace_core.session.rings import RINGBUF, Rings, is_ring
+from kerneltrace_core.session.rings import PERF_EVENT_ARRAY, RINGBUF, Rings, is_ring
 from kerneltrace_core.session.session import Session
 from kerneltrace_core.session.source import find_btf, read_object
 from kerneltrace_core.session.traceline import TraceLine
@@ -126,6 +126,9 @@ class FakeSession(Session):
     def emit(self, event: str, *, ring: str | None = None, **fields: Any) -> None:
         """Send an event of a struct of the object; fields that are not given are zero.
 
+        A perf buffer pads it as the kernel's do. An event of more than its struct's size, with a
+        flexible array, is for ``emit_bytes``.
+
         A struct that begins with our header gets its tag, its size and the time, unless they are
         given. Raises OptionError for an unknown struct or field, and when the ring is full.
         """
@@ -155,10 +158,18 @@ class FakeSession(Session):
             record = Codec(layout).encode(values)
         except OptionError as error:
             raise OptionError(f"emit {event}: {error}") from None
+        if not says_its_size(layout) and self._is_perf(ring):
+            record += bytes(perf_padding(len(record)))
         self.emit_bytes(record, ring=ring)
 
+    def _is_perf(self, ring: str | None) -> bool:
+        parts = self._fake()
+        name = next(iter(parts.rings)) if ring is None and len(parts.rings) == 1 else ring
+        described = parts.layout.maps.get(str(name))
+        return described is not None and described.type == PERF_EVENT_ARRAY
+
     def emit_bytes(self, record: bytes, *, ring: str | None = None) -> None:
-        """Send a record as it is. Raises OptionError when the ring is full."""
+        """Send a record as a reader gets it. Raises OptionError when the ring is full."""
         rings = self._fake().rings
         if not isinstance(record, bytes | bytearray | memoryview):
             raise OptionError(f"emit record: {record!r} is not bytes")

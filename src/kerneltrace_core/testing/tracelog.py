@@ -37,5 +37,8 @@ class FakeTraceLog(TraceLog):
         self._ended = True
         super().abandon()
 
-    def _read(self) -> bool:
-        return False
+    def _next(self) -> TraceLine | None:
+        try:
+            return self._lines.popleft()  # other logs of the session take from it, too
+        except IndexError:
+            return None
