@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["ProgramFacts", "Programs", "type_name"]
+__all__ = ["Configurable", "ProgramFacts", "Programs", "type_name"]
 
 # enum bpf_prog_type, include/uapi/linux/bpf.h.
 TYPES = {
@@ -81,3 +81,16 @@ class Programs(Protocol):
 
     def programs(self) -> tuple[ProgramFacts, ...]:
         """Return what it says about its programs, in the order of their sections."""
+
+
+class Configurable(Programs, Protocol):
+    """An object before it is loaded."""
+
+    def select(self, programs: set[str]) -> None:
+        """Load only these programs."""
+
+    def resize_map(self, name: str, entries: int) -> None:
+        """Set a map's number of entries."""
+
+    def initial_data(self, section: str) -> bytearray | memoryview:
+        """Return the memory of a data section as load will find it, to be changed."""

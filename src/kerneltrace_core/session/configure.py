@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from kerneltrace_core.bpf.program import Programs
+from kerneltrace_core.bpf.program import Configurable
 from kerneltrace_core.errors import OptionError
 from kerneltrace_core.session.auto import auto_probes
 from kerneltrace_core.session.choosing import choose_program
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from kerneltrace_core.session.options import SessionOptions
     from kerneltrace_core.session.probe import Probe
 
-__all__ = ["Configurable", "choose", "configure", "set_filter"]
+__all__ = ["choose", "configure", "set_filter"]
 
 # The programs of kt_filter.h, which only a filter that follows forks needs.
 FOLLOWERS = (
@@ -25,19 +25,6 @@ FOLLOWERS = (
     BtfTracepoint("sched_process_exit", program="kt_follow_exit"),
     BtfTracepoint("sched_process_fork", program="kt_follow_fork"),
 )
-
-
-class Configurable(Programs, Protocol):
-    """An object before it is loaded."""
-
-    def select(self, programs: set[str]) -> None:
-        """Load only these programs."""
-
-    def resize_map(self, name: str, entries: int) -> None:
-        """Set a map's number of entries."""
-
-    def initial_data(self, section: str) -> bytearray | memoryview:
-        """Return the memory of a data section as load will find it, to be changed."""
 
 
 def choose(

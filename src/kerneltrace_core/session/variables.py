@@ -14,7 +14,7 @@ from kerneltrace_core.maps.codec import Codec
 
 if TYPE_CHECKING:
     from kerneltrace_core.bpf.object import BpfObject
-    from kerneltrace_core.session.configure import Configurable
+    from kerneltrace_core.bpf.program import Configurable
 
 __all__ = ["MappedSections", "Memory", "Sections", "Variables", "encode_variable", "preset"]
 
