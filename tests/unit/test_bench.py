@@ -45,7 +45,8 @@ def test_it_runs_and_says_what_it_found(name: str) -> None:
     run = bench("--smoke", name)
 
     if run.returncode == 1 and "left out" in run.stdout:
-        missing = {"server": "wrk", "syscall": "cc", "switch": "cc"}.get(name)
+        needs = {"server": "wrk", "django_server": "wrk", "syscall": "cc", "switch": "cc"}
+        missing = needs.get(name)
         if missing is not None and shutil.which(missing) is None:
             pytest.skip(f"this machine has no {missing}")
     assert run.returncode == 0, run.stdout + run.stderr
