@@ -196,16 +196,21 @@ def watched(folder: Path) -> bool:
     return False
 
 
+def before_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, command: str) -> None:
+    """Have a shell command run before each run of a tool that is found by its name."""
+    tool = tmp_path / "bin" / name
+    tool.parent.mkdir()
+    tool.write_text(f'#!/bin/sh\n{command}\nexec {shutil.which(name)} "$@"\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+
+
 @TOOLS
 def test_the_watcher_removes_the_pins_before_the_lock_that_keeps_others_out(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = tmp_path / "said"
-    tool = tmp_path / "bin" / "rmdir"
-    tool.parent.mkdir()
-    tool.write_text(f'#!/bin/sh\nls "{folder}" >> "{said}"\nexec {shutil.which("rmdir")} "$@"\n')
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+    before_tool(tmp_path, monkeypatch, "rmdir", f'ls "{folder}" >> "{said}"')
     alive = live(folder)
     assert watcher.start_watcher(folder, os.fstat(alive).st_ino)
     assert watched(folder)
@@ -223,11 +228,8 @@ def test_the_watcher_removes_the_pins_before_the_lock_that_keeps_others_out(
 def test_the_watcher_removes_what_one_left_that_was_killed_while_it_removed(
     folder: Path, others: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow = tmp_path / "bin" / "flock"  # on a busy machine it comes to its lock after all of this
-    slow.parent.mkdir()
-    slow.write_text(f'#!/bin/sh\nsleep 0.2\nexec {shutil.which("flock")} "$@"\n')
-    slow.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{slow.parent}:{os.environ['PATH']}")
+    # As on a busy machine, where it comes to its lock after all of this.
+    before_tool(tmp_path, monkeypatch, "flock", "sleep 0.2")
     alive = live(folder)
     assert watcher.start_watcher(folder, os.fstat(alive).st_ino)
     assert watched(folder)
