@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,7 +38,7 @@ def ledger(request: Request) -> Iterator[str]:
     yield "  " + bar([(kind, ns or 0) for kind, ns in parts], WIDTH - 4)
     yield ""
     for kind, ns in parts:
-        yield line(kind, ns, wall, remark(kind, request))
+        yield from lines(kind, ns, wall, remark(kind, request))
     known = sum(ns for _, ns in parts if ns is not None)
     yield f"  {'= wall':14}{ms(known, 2):>9} ms  measured {ms(wall, 2)} ms"
     if request["threads"]:
@@ -66,13 +67,18 @@ def split(request: Request) -> list[tuple[Kind, int | None]]:
     return found
 
 
-def line(kind: Kind, ns: int | None, whole: int, remark: str) -> str:
-    """Return one part: milliseconds, share, and the share as a bar."""
+def lines(kind: Kind, ns: int | None, whole: int, remark: str) -> Iterator[str]:
+    """Yield one part: milliseconds, share, the share as a bar; below it a remark that is long."""
     percent = "" if ns is None or not whole else f"{100 * ns / whole:5.1f} %"
     length = round(SHARE * (ns or 0) / whole) if whole else 0
-    drawn = paint(f"{kind.sign * length}", kind.colour)
-    gap = " " if drawn and remark else ""
-    return f"  {kind.name:14}{ms(ns, 2):>9} ms  {percent:7}  {drawn}{gap}{remark}".rstrip()
+    numbers = f"  {kind.name:14}{ms(ns, 2):>9} ms  {percent:7}  "
+    drawn = paint(kind.sign * length, kind.colour) + " " * bool(length)
+    if len(numbers) + length + 1 + len(remark) <= WIDTH:
+        yield f"{numbers}{drawn}{remark}".rstrip()
+        return
+    yield f"{numbers}{drawn}".rstrip()
+    indent = " " * len(numbers)
+    yield from textwrap.wrap(remark, WIDTH, initial_indent=indent, subsequent_indent=indent)
 
 
 def remark(kind: Kind, request: Request, prefix: str = "") -> str:
@@ -92,7 +98,8 @@ def threads(request: Request) -> Iterator[str]:
     yield ""
     yield f"  in {count} other thread{'s' * (count > 1)}, meanwhile: {ms(whole, 2)} ms"
     for kind in LEDGER[:3]:
-        yield line(kind, request["thread_" + kind.field], whole, remark(kind, request, "thread_"))
+        said = remark(kind, request, "thread_")
+        yield from lines(kind, request["thread_" + kind.field], whole, said)
 
 
 def kernel(request: Request) -> Iterator[str]:

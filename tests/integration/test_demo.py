@@ -115,6 +115,24 @@ def test_the_ledger_that_is_shown_adds_up(require: Require) -> None:
     assert sum(parts) == pytest.approx(total, abs=0.05)
 
 
+def test_no_part_of_a_ledger_is_wider_than_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    from tour.ledger import LEDGER, lines, remark
+
+    blocked = LEDGER[2]
+    many = {"blocked_by": dict.fromkeys(("sleep", "disk", "lock", "poll"), 1_000_000_000)}
+    whole = 10_000_000_000
+    for ns in range(0, whole + 1, whole // 40):
+        shown = list(lines(blocked, ns, whole, remark(blocked, many)))
+        assert max(map(len, shown)) <= COLUMNS
+        assert [word for line in shown for word in re.findall(r"\w+ 1000\.00", line)] == [
+            "sleep 1000.00",
+            "disk 1000.00",
+            "lock 1000.00",
+            "poll 1000.00",
+        ]
+
+
 def test_the_demo_runs_without_privileges_and_says_so() -> None:
     output = run_demo(1, KERNELTRACE_BACKEND="procfs")
 
