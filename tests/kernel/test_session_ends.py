@@ -22,6 +22,7 @@ from kerneltrace_core.bpf.object import BpfObject
 from kerneltrace_core.session import links
 from kerneltrace_core.session.attach import attach_spec
 from kerneltrace_core.session.variables import Variables
+from traced import run_python
 
 OBJECT = compile_object("session")
 SAMPLED = compile_object("attach")
@@ -166,6 +167,38 @@ def test_a_child_that_is_forked_while_sessions_open_and_close_has_nothing_of_the
 
     assert len(found) > 3
     assert set(found) == {()}
+
+
+WITH_THE_LOCK_HELD = """
+import os, signal, sys, threading
+from kerneltrace_core import Session
+
+without_rings, with_rings = sys.argv[1:]
+with Session(without_rings, programs=[]), Session(with_rings, programs=["on_call"]) as session:
+    reader = session._parts.streams["calls"]._reader
+    held, enough = threading.Event(), threading.Event()
+
+    def drain():
+        with reader._lock:
+            held.set()
+            enough.wait()
+
+    thread = threading.Thread(target=drain)
+    thread.start()
+    held.wait()
+    signal.alarm(20)
+    child = os.fork()
+    if not child:
+        signal.alarm(20)
+        os._exit(session.closed and reader.closed)
+    print(os.waitpid(child, 0)[1] >> 8)
+    enough.set()
+    thread.join()
+"""
+
+
+def test_a_child_that_is_forked_while_its_parents_thread_drains_waits_for_nobody() -> None:
+    assert run_python(WITH_THE_LOCK_HELD, str(SAMPLED), str(OBJECT)) == "1\n"
 
 
 def bpf_descriptors() -> tuple[str, ...]:

@@ -182,14 +182,19 @@ class PerfReader:
         if self._owner.closed:
             return
         if self._owner.inherited:
-            self._owner.closed = True
-            for _, part in self._parts:
-                rings.close_perf(part, self.name)
+            self.abandon()
             return
         with self._lock:
             self._owner.closed = True
             if not self._inside:
                 self._stack.close()
+
+    def abandon(self) -> None:
+        """In a forked child, where nothing is mapped and the lock may be held: close its copies."""
+        if not self._owner.closed:
+            self._owner.closed = True
+            for _, part in self._parts:
+                rings.close_perf(part, self.name)
 
     @contextmanager
     def _open(self, act: str) -> Iterator[None]:

@@ -89,3 +89,6 @@ class ReaderProtocol(Protocol):
 
     def close(self) -> None:
         """Give everything back. May be repeated."""
+
+    def abandon(self) -> None:
+        """In a forked child: close its copies of descriptors, wait for nobody."""

@@ -150,13 +150,17 @@ class RingReader:
     def close(self) -> None:
         """Unmap the ring. May be repeated; in a forked child it touches nothing."""
         if self._owner.closed or self._owner.inherited:
-            self._owner.closed = True
+            self.abandon()
             return
         with self._lock:
             self._owner.closed = True
             self._lender.close()
             if not self._inside:
                 self._unmap()
+
+    def abandon(self) -> None:
+        """Refuse further use: in a forked child, where another thread may hold the lock."""
+        self._owner.closed = True
 
     def _unmap(self) -> None:
         if self._mapped:

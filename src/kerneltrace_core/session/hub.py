@@ -391,4 +391,4 @@ class Hub:
                 consumer.abandon()
         if self._pump is not None:
             self._pump.abandon()
-        self._reader.close()
+        self._reader.abandon()

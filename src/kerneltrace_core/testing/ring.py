@@ -119,7 +119,11 @@ class FakeRing:
     def close(self) -> None:
         """Refuse further use; may be repeated."""
         with self._lock:
-            if not self.closed and self._fd >= 0:
-                os.close(self._fd)
-            self._fd = -1
-            self.closed = True
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Do so without the lock, which in a forked child nobody may give back."""
+        if not self.closed and self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
+        self.closed = True
