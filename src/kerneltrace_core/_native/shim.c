@@ -126,6 +126,12 @@ static int can_open(int wanted)
 /* What libbpf opens beside maps and programs: types, and for a moment its questions. */
 #define KT_DESCRIPTORS_BESIDE 8
 
+/* From libbpf 1.4 on a map has its descriptor when the object is opened, before there is a map. */
+static bool maps_hold_descriptors(void)
+{
+	return libbpf_major_version() > 1 || libbpf_minor_version() >= 4;
+}
+
 /*
  * libbpf asks the kernel what it knows when it first needs the answer, and takes a lack of
  * descriptors for a no, which it keeps for the life of the process. So there must be enough before.
@@ -140,7 +146,8 @@ int kt_object_load(struct bpf_object *object)
 	bpf_object__for_each_program (program, object)
 		wanted += bpf_program__autoload(program);
 	bpf_object__for_each_map (map, object)
-		wanted += bpf_map__autocreate(map) && bpf_map__fd(map) < 0;
+		wanted += !maps_hold_descriptors() && bpf_map__autocreate(map) &&
+			  bpf_map__fd(map) < 0;
 	result = can_open(wanted);
 	return result ? result : bpf_object__load(object);
 }
