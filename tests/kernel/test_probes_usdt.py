@@ -6,6 +6,7 @@ import ctypes
 import errno
 import importlib.util
 import os
+import platform
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,14 +16,17 @@ import pytest
 
 from harness.libraries import compile_library
 from harness.nobody import as_nobody
+from harness.objects import compile_object
 from harness.probing import Probing, probing
 from harness.tiers import Require
 from kerneltrace_core._native import attach as native
+from kerneltrace_core.bpf.object import BpfObject
 from kerneltrace_core.errors import AttachError, UnsupportedError
 from kerneltrace_core.kernel.support import Support
 from kerneltrace_core.session import binaries, prepare, uprobes
 from kerneltrace_core.session import usdt as usdt_module
 from kerneltrace_core.session.probes import Uprobe, Usdt
+from kerneltrace_core.session.process_probes import TRACE_UPROBE_MULTI
 from kerneltrace_core.session.uprobes import UprobeWay
 from kerneltrace_core.session.usdt_notes import parse_notes
 
@@ -42,6 +46,21 @@ def attach_by(way: str, require: Require, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(prepare, "uprobe_way", lambda: PERF)
 
 
+def usdt_by_perf() -> Support:
+    """Tell whether libbpf leaves it to its caller how a USDT program is to be attached."""
+    with BpfObject(compile_object("usdt").read_bytes(), "usdt") as opened:
+        opened.select({"on_usdt"})
+        opened.load()
+        if opened.program("on_usdt").attach_type != TRACE_UPROBE_MULTI:
+            return Support.yes()
+    return Support.no("this libbpf loads them for uprobe_multi links", "libbpf before 1.3")
+
+
+def is_x86_64() -> Support:
+    machine = platform.machine()
+    return Support.yes() if machine == "x86_64" else Support.no(f"this is {machine}")
+
+
 @pytest.fixture(params=WAYS)
 def plain_way(
     request: pytest.FixtureRequest, require: Require, monkeypatch: pytest.MonkeyPatch
@@ -50,11 +69,17 @@ def plain_way(
     attach_by(request.param, require, monkeypatch)
 
 
+def read_by(way: str, require: Require, monkeypatch: pytest.MonkeyPatch) -> None:
+    require("perf_links")
+    attach_by(way, require, monkeypatch)
+    if way == "uprobes":
+        require("USDT programs through perf events", probe=usdt_by_perf)
+
+
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest, require: Require, monkeypatch: pytest.MonkeyPatch) -> None:
     """Do so where programs can read arguments, which they find by a cookie."""
-    attach_by(request.param, require, monkeypatch)
-    require("perf_links")
+    read_by(request.param, require, monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +107,27 @@ def test_arguments_in_registers_memory_and_constants_are_read(
         assert probes["hits"] == 23
         assert probes["arguments"] == 3
         assert sums(probes) == (-sum(range(23)), sum(range(23)) << 33, -7 * 23)
+
+
+@pytest.mark.parametrize("traced_by", ["uprobe_multi_by_process", "uprobes"])
+def test_an_element_of_an_array_is_read_by_objects_of_libbpf_1_7(
+    traced_by: str,
+    path: str,
+    traced: ctypes.CDLL,
+    require: Require,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    require("x86-64", probe=is_x86_64)
+    read_by(traced_by, require, monkeypatch)
+    numbers = (ctypes.c_long * 8)(*range(100, 108))
+
+    with probing("usdt_indexed", Usdt(path, "kttest", "indexed")) as probes:
+        for index in range(7):
+            traced.traced_indexed(-index, numbers, ctypes.c_long(index))
+
+        assert probes["hits"] == 7
+        assert probes["arguments"] == 3
+        assert sums(probes) == (-sum(range(7)), sum(range(101, 108)), -7 * 7)
 
 
 @pytest.mark.usefixtures("way")
@@ -253,6 +299,7 @@ def test_without_cookies_only_programs_that_read_no_arguments_attach(
     require: Require, path: str, traced: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attach_by("uprobes", require, monkeypatch)
+    require("USDT programs through perf events", probe=usdt_by_perf)
 
     def no_links(*_: object, **__: object) -> int:
         raise AttachError("create link: Invalid argument (EINVAL)", errno=errno.EINVAL)
@@ -275,7 +322,7 @@ def test_without_cookies_only_programs_that_read_no_arguments_attach(
 def test_what_is_not_there_is_said(path: str) -> None:
     specs = {
         Usdt(path, "kttest", "gatet"): "did you mean kttest:gated?",
-        Usdt(path, "other", "thing"): "it has kttest:forms, kttest:gated, kttest:two",
+        Usdt(path, "other", "thing"): "it has kttest:forms, kttest:gated, kttest:",
         Usdt("/bin/true", "a", "b"): "has no static tracepoints",
         Usdt("/nowhere", "a", "b"): "there is no /nowhere",
         Usdt.self_("python", "no_such"): "<this interpreter>:python:no_such",

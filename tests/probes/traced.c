@@ -72,3 +72,12 @@ __attribute__((noinline)) void traced_two_places(int value)
 	STATIC_TRACEPOINT("two", "0", "-4@%0", "r"(value));
 	STATIC_TRACEPOINT("two", "0", "-4@%0", "m"(kept));
 }
+
+#if defined(__x86_64__)
+/* Memory at a register and an index, as compilers write an element of an array. */
+__attribute__((noinline)) void traced_indexed(int first, const long *numbers, long index)
+{
+	STATIC_TRACEPOINT("indexed", "0", "-4@%k0 8@8(%1,%2,8) -4@$%c3", "r"(first), "r"(numbers),
+			  "r"(index), "n"(-7));
+}
+#endif

@@ -16,7 +16,7 @@ from kerneltrace_core.session.usdt_notes import (
     parse_notes,
     split_arguments,
 )
-from kerneltrace_core.session.usdt_spec import SPEC_BYTES, encode_spec, register_offset
+from kerneltrace_core.session.usdt_spec import SPEC_SIZES, encode_spec, register_offset
 
 pytestmark = pytest.mark.unit
 
@@ -125,6 +125,8 @@ ARGUMENTS = {
     "-4@[sp, 60]": UsdtArgument(4, True, "sp", 60, True),
     "8@[x19]": UsdtArgument(8, False, "x19", 0, True),
     "-4@5": UsdtArgument(4, True, None, 5, False),
+    "8@8(%rax,%rbx,4)": UsdtArgument(8, False, "rax", 8, True, "rbx", 4),
+    "-1@-96(%rbp,%rax)": UsdtArgument(1, True, "rbp", -96, True, "rax", 1),
 }
 
 
@@ -138,9 +140,9 @@ def test_an_argument_says_where_it_is(text: str) -> None:
     [
         ("8f@%xmm0", "a floating point number"),
         ("-4f@8(%rsp)", "a floating point number"),
-        ("8@8(%rax,%rbx,4)", "a register and an index"),
-        ("8@(%rdi,%rax,8)", "a register and an index"),
-        ("-4@(,%rax,4)", "a register and an index"),
+        ("-4@(,%rax,4)", "at an index alone"),
+        ("8@(%rdi,%rax,3)", "neither a constant"),
+        ("8@(%rdi,%rax,)", "neither a constant"),
         ("8@global(%rip)", "at a symbol"),
         ("8@global+4(%rip)", "at a symbol"),
         ("16@%rax", "neither a constant"),
@@ -166,7 +168,7 @@ def test_arguments_are_parted_where_they_end() -> None:
 def test_a_spec_is_what_usdt_bpf_h_reads() -> None:
     encoded = encode_spec("-4@112(%rsp) 8@%rax -4@$-9", "x86_64")
 
-    assert len(encoded) == SPEC_BYTES == 208
+    assert len(encoded) == SPEC_SIZES[0] == 208
     arguments = list(struct.iter_unpack("=QIhBb", encoded[:192]))
     assert arguments[:3] == [
         (112, 2, 152, 1, 32),
@@ -175,6 +177,27 @@ def test_a_spec_is_what_usdt_bpf_h_reads() -> None:
     ]
     assert arguments[3:] == [(0, 0, 0, 0, 0)] * 9
     assert struct.unpack("=Qh6x", encoded[192:]) == (0, 3)
+
+
+def test_a_spec_of_libbpf_1_7_has_room_for_an_index() -> None:
+    encoded = encode_spec("-4@112(%rsp) 2@-8(%rax,%rcx,4) -4@$-9", "x86_64", SPEC_SIZES[1])
+
+    assert len(encoded) == SPEC_SIZES[1] == 304
+    arguments = list(struct.iter_unpack("=QBxHxxhBb6x", encoded[:288]))
+    assert arguments[:3] == [
+        (112, 2, 0, 152, 1, 32),
+        ((1 << 64) - 8, 3, 88 | 2 << 12, 80, 0, 48),
+        ((1 << 64) - 9, 0, 0, 0, 1, 32),
+    ]
+    assert arguments[3:] == [(0, 0, 0, 0, 0, 0)] * 9
+    assert struct.unpack("=Qh6x", encoded[288:]) == (0, 3)
+
+
+def test_an_index_needs_an_object_that_adds_it() -> None:
+    with pytest.raises(UnsupportedError, match=r"from libbpf 1\.7 on"):
+        encode_spec("8@(%rax,%rcx,8)", "x86_64")
+    with pytest.raises(UnsupportedError, match=r"a spec of 200 bytes is not known"):
+        encode_spec("", "x86_64", 200)
 
 
 def test_registers_are_where_the_kernel_keeps_them() -> None:

@@ -126,13 +126,8 @@ def attach_places(
     multi = program.attach_type == TRACE_UPROBE_MULTI
     with explained(spec, program, lambda code: _explain(code, path, pid, multi=multi)):
         if multi:
-            if pid is not None and not uprobe_way().by_process:
-                cause = Cause(
-                    "this kernel's uprobe_multi links look at a process's first thread only",
-                    "Linux 6.10 or 6.6.33 or later; or give CAP_SYS_ADMIN; or no pid",
-                    UnsupportedError,
-                )
-                raise refuse(spec, program, None, cause)
+            if pid is not None and uprobe_way() != UprobeWay(multi=True, by_process=True):
+                raise refuse(spec, program, None, _by_thread(uprobe_way()))
             counters = [place.counter for place in places]
             cookies = [place.cookie or 0 for place in places]
             link = native.create_uprobe_link(
@@ -182,6 +177,16 @@ def _attach_by_perf(
             undo.callback(links[-1].close)
         undo.pop_all()
         return Descriptors(links)
+
+
+def _by_thread(way: UprobeWay) -> Cause:
+    # libbpf from 1.3 on loads USDT programs for multi links, whatever it is told.
+    by_perf = "give CAP_SYS_ADMIN" if way.multi else "a SEC(\"uprobe\") program, without arguments"
+    return Cause(
+        "this kernel's uprobe_multi links look at a process's first thread only",
+        f"Linux 6.10 or 6.6.33 or later; or {by_perf}; or no pid",
+        UnsupportedError,
+    )
 
 
 def _gone(pid: int) -> Cause:

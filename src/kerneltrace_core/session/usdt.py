@@ -10,6 +10,7 @@ import threading
 import weakref
 
 from kerneltrace_core._native import attach as native
+from kerneltrace_core._native import maps
 from kerneltrace_core.bpf.object import BpfObject
 from kerneltrace_core.bpf.program import ProgramFacts
 from kerneltrace_core.errors import AttachError, FormatError, LoadError, UnsupportedError
@@ -20,7 +21,7 @@ from kerneltrace_core.session.process_probes import SELF, TRACE_UPROBE_MULTI, Us
 from kerneltrace_core.session.refusals import Cause, did_you_mean, refuse
 from kerneltrace_core.session.uprobes import Place, attach_places, locate
 from kerneltrace_core.session.usdt_notes import StaticTracepoint, parse_notes
-from kerneltrace_core.session.usdt_spec import SPEC_BYTES, encode_spec
+from kerneltrace_core.session.usdt_spec import encode_spec
 
 __all__ = ["attach_usdt"]
 
@@ -32,6 +33,7 @@ class SpecTable:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self.spec_bytes = maps.info(fd).value_size
         self._numbers: dict[bytes, int] = {}
         self._lock = threading.Lock()
 
@@ -122,7 +124,7 @@ def _place(
     if table is None:
         return Place(tracepoint.offset, tracepoint.semaphore)
     try:
-        encoded = encode_spec(tracepoint.arguments, platform.machine())
+        encoded = encode_spec(tracepoint.arguments, platform.machine(), table.spec_bytes)
     except (FormatError, UnsupportedError) as error:
         kind = UnsupportedError if isinstance(error, UnsupportedError) else AttachError
         cause = Cause(
@@ -131,7 +133,6 @@ def _place(
             kind,
         )
         raise refuse(spec, program, None, cause) from error
-    assert len(encoded) == SPEC_BYTES
     try:
         number = table.number(encoded)
     except AttachError as error:

@@ -96,7 +96,8 @@ class UsdtArgument:
     """Where one argument is. Immutable.
 
     ``size`` in bytes; ``register`` without its per cent sign, None: ``value`` is the argument
-    itself; ``in_memory``: at ``value`` bytes from where the register points.
+    itself; ``in_memory``: at ``value`` bytes from where the register points, plus ``scale`` times
+    the register ``index`` if there is one.
     """
 
     size: int
@@ -104,21 +105,25 @@ class UsdtArgument:
     register: str | None
     value: int
     in_memory: bool
+    index: str | None = None
+    scale: int = 1
 
 
 SIZE = r"(?P<sign>-?)(?P<size>[1248])@"
 FORMS = (
     re.compile(SIZE + r"\$(?P<value>-?\w+)$"),
-    re.compile(SIZE + r"(?P<value>-?\w+)?\(%(?P<memory>\w+)\)$"),  # x86
+    re.compile(
+        SIZE + r"(?P<value>-?\w+)?\(%(?P<memory>\w+)(?:,%(?P<index>\w+)(?:,(?P<scale>[1248]))?)?\)$"
+    ),  # x86
     re.compile(SIZE + r"%(?P<register>\w+)$"),
     re.compile(SIZE + r"\[(?P<memory>\w+)(?:,\s*#?(?P<value>-?\w+))?\]$"),  # arm64
     re.compile(SIZE + r"(?P<value>-?\d\w*)$"),
     re.compile(SIZE + r"(?P<register>[a-z]\w*)$"),
 )
-# What compilers write too. usdt.bpf.h of libbpf 1.7 knows an index; the object has its own copy.
+# What compilers write too.
 UNREADABLE = (
     (re.compile(r"^-?\d+f@"), "a floating point number, which BPF does not have"),
-    (re.compile(r"\([^)]*,"), "memory at a register and an index, which bpf_usdt_arg() cannot add"),
+    (re.compile(r"\(,"), "memory at an index alone, for which bpf_usdt_arg() has no form"),
     (re.compile(r"\(%[re]ip\)"), "memory at a symbol, whose address only the linker knew"),
 )
 SPLIT = re.compile(r"-?[0-9]+f?@(?:\[[^\]]*\]|[^\s\[]+)+")
@@ -142,7 +147,15 @@ def parse_argument(text: str) -> UsdtArgument:
             break
         memory = parts.get("memory")
         register = memory or parts.get("register")
-        return UsdtArgument(int(parts["size"]), bool(parts["sign"]), register, value, bool(memory))
+        return UsdtArgument(
+            int(parts["size"]),
+            bool(parts["sign"]),
+            register,
+            value,
+            bool(memory),
+            parts.get("index"),
+            int(parts.get("scale") or 1),
+        )
     why = next((why for form, why in UNREADABLE if form.search(text)), "")
     raise FormatError(
         f"parse USDT argument {text}: "

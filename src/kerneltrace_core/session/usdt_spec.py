@@ -9,16 +9,22 @@ from collections.abc import Callable
 from kerneltrace_core.errors import FormatError, UnsupportedError
 from kerneltrace_core.session.usdt_notes import UsdtArgument, parse_argument, split_arguments
 
-__all__ = ["SPEC_BYTES", "encode_spec", "register_offset"]
+__all__ = ["SPEC_SIZES", "encode_spec", "register_offset"]
 
-# struct __bpf_usdt_spec of libbpf's usdt.bpf.h, the same since it came (0.8). What newer ones put
-# into the type's upper bytes is zero for all forms that are known here.
+# struct __bpf_usdt_spec of libbpf's usdt.bpf.h: MAX_ARGUMENTS arguments and this.
 MAX_ARGUMENTS = 12
-ARGUMENT = struct.Struct("=QIhBb")
 TAIL = struct.Struct("=Qh6x")
-SPEC_BYTES = MAX_ARGUMENTS * ARGUMENT.size + TAIL.size
+# struct __bpf_usdt_arg_spec: val_off, arg_type, reg_off, arg_signed, arg_bitshift. With 1.7 came
+# the index register, as bit fields; clang gives them units of their own, so that what the header
+# calls compatible is 24 bytes for 16. Its idx_reg_off and scale_bitshift are one number here.
+ARGUMENT = struct.Struct("=QIhBb")
+INDEXED_ARGUMENT = struct.Struct("=QBxHxxhBb6x")
+SPEC_BYTES, INDEXED_SPEC_BYTES = SPEC_SIZES = tuple(
+    MAX_ARGUMENTS * argument.size + TAIL.size for argument in (ARGUMENT, INDEXED_ARGUMENT)
+)
 
-CONSTANT, REGISTER, MEMORY = 0, 1, 2
+CONSTANT, REGISTER, MEMORY, INDEXED = range(4)
+SCALE_AT_BIT = 12
 
 # Names of x86-64 registers in the order of struct pt_regs, by width: arch/x86/include/asm/ptrace.h.
 X86_64 = (
@@ -61,24 +67,64 @@ def register_offset(name: str, machine: str) -> int:
     return offset
 
 
-def encode_spec(arguments: str, machine: str) -> bytes:
+def encode_spec(arguments: str, machine: str, size: int = SPEC_BYTES) -> bytes:
     """Encode the arguments of a note for this machine's bpf_usdt_arg(). Pure.
 
-    Raises FormatError for an argument that it cannot read, UnsupportedError for a machine.
+    ``size``: the spec's in bytes, which tells the version of usdt.bpf.h: one of SPEC_SIZES.
+    Raises FormatError for an argument that it cannot read, UnsupportedError for a machine, a
+    version, and for an index in a version that knows none.
     """
+    if size not in SPEC_SIZES:
+        raise UnsupportedError(
+            f"read USDT arguments: a spec of {size} bytes is not known here, of "
+            f"{SPEC_BYTES} and {INDEXED_SPEC_BYTES} is (usdt.bpf.h of libbpf 0.8 to 1.7)"
+        )
     parsed = [parse_argument(text) for text in split_arguments(arguments)]
     if len(parsed) > MAX_ARGUMENTS:
         raise FormatError(f"read USDT arguments: {len(parsed)}, bpf_usdt_arg() reads 12 at most")
-    encoded = b"".join(_encode(argument, machine) for argument in parsed)
+    encode = _encode_indexed if size == INDEXED_SPEC_BYTES else _encode
+    encoded = b"".join(encode(argument, machine) for argument in parsed)
     cookie = 0
-    padding = bytes((MAX_ARGUMENTS - len(parsed)) * ARGUMENT.size)
-    return encoded + padding + TAIL.pack(cookie, len(parsed))
+    return encoded.ljust(size - TAIL.size, b"\0") + TAIL.pack(cookie, len(parsed))
 
 
 def _encode(argument: UsdtArgument, machine: str) -> bytes:
-    kind, offset = CONSTANT, 0
-    if argument.register is not None:
-        kind = MEMORY if argument.in_memory else REGISTER
-        offset = register_offset(argument.register, machine)
-    value = argument.value & 0xFFFFFFFFFFFFFFFF
-    return ARGUMENT.pack(value, kind, offset, argument.signed, 64 - 8 * argument.size)
+    if argument.index is not None:
+        raise UnsupportedError(
+            "read USDT arguments: memory at a register and an index, which bpf_usdt_arg() adds "
+            "from libbpf 1.7 on (compile the object with its usdt.bpf.h)"
+        )
+    return ARGUMENT.pack(
+        _value(argument), _kind(argument), _offset(argument, machine), *_width(argument)
+    )
+
+
+def _encode_indexed(argument: UsdtArgument, machine: str) -> bytes:
+    index = 0
+    if argument.index is not None:
+        shift = argument.scale.bit_length() - 1
+        index = register_offset(argument.index, machine) | shift << SCALE_AT_BIT
+    offset = _offset(argument, machine)
+    return INDEXED_ARGUMENT.pack(
+        _value(argument), _kind(argument), index, offset, *_width(argument)
+    )
+
+
+def _value(argument: UsdtArgument) -> int:
+    return argument.value & 0xFFFFFFFFFFFFFFFF
+
+
+def _kind(argument: UsdtArgument) -> int:
+    if argument.register is None:
+        return CONSTANT
+    if not argument.in_memory:
+        return REGISTER
+    return MEMORY if argument.index is None else INDEXED
+
+
+def _offset(argument: UsdtArgument, machine: str) -> int:
+    return 0 if argument.register is None else register_offset(argument.register, machine)
+
+
+def _width(argument: UsdtArgument) -> tuple[bool, int]:
+    return argument.signed, 64 - 8 * argument.size
