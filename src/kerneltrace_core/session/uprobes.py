@@ -181,7 +181,7 @@ def _attach_by_perf(
 
 def _by_thread(way: UprobeWay) -> Cause:
     # libbpf from 1.3 on loads USDT programs for multi links, whatever it is told.
-    by_perf = "give CAP_SYS_ADMIN" if way.multi else "a SEC(\"uprobe\") program, without arguments"
+    by_perf = "give CAP_SYS_ADMIN" if way.multi else 'a SEC("uprobe") program, without arguments'
     return Cause(
         "this kernel's uprobe_multi links look at a process's first thread only",
         f"Linux 6.10 or 6.6.33 or later; or {by_perf}; or no pid",
