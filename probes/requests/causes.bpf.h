@@ -60,12 +60,13 @@ static __always_inline const struct kt_call_info *kt_call_info(__u32 number)
 /* The S_IFMT bits of a descriptor of task, 0 if it has none such. */
 static __always_inline __u16 kt_descriptor_kind(struct task_struct *task, __u64 descriptor)
 {
-	struct fdtable *table = task->files ? task->files->fdt : NULL;
+	/* Read, not followed: see kt_has_storage. */
+	struct fdtable *table = BPF_CORE_READ(task, files, fdt);
 	struct file **files, *file = NULL;
 
-	if (!table || descriptor >= table->max_fds)
+	if (!table || descriptor >= BPF_CORE_READ(table, max_fds))
 		return 0;
-	files = table->fd;
+	files = BPF_CORE_READ(table, fd);
 	if (bpf_probe_read_kernel(&file, sizeof(file), &files[(__u32)descriptor]) || !file)
 		return 0;
 	return BPF_CORE_READ(file, f_inode, i_mode) & KT_S_IFMT;

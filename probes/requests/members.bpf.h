@@ -38,7 +38,7 @@ static __always_inline void kt_member_dies(struct task_struct *task)
 SEC("tp_btf/sched_process_exit")
 int BPF_PROG(kt_sched_process_exit, struct task_struct *task)
 {
-	if (task->signal->live.counter == 0)
+	if (BPF_CORE_READ(task, signal, live.counter) == 0)
 		kt_member_dies(task);
 	return 0;
 }

@@ -34,21 +34,26 @@ static __always_inline void kt_switch_out(struct kt_cpu *cpu, struct kt_task *ta
 static __always_inline int kt_switch(bool preempt, struct task_struct *prev,
 				     struct task_struct *next, unsigned int prev_state)
 {
+	/* Here, and not where they are needed: the verifier comes there in many
+	 * ways, and searches all types of the kernel each time. */
+	void *of_prev = prev->bpf_storage, *of_next = next->bpf_storage;
 	struct kt_cpu *cpu = kt_this_cpu();
 	struct kt_task *task;
 	__u64 now = 0;
 
+	barrier_var(of_prev);
+	barrier_var(of_next);
 	if (!cpu)
 		return 0;
 	cpu->bystander = 0;
-	task = kt_task_of(prev);
+	task = of_prev ? bpf_task_storage_get(&kt_tasks, prev, 0, 0) : NULL;
 	if (task) {
 		now = bpf_ktime_get_ns();
 		if (!cpu->process)
 			kt_switched_in_unseen(cpu, prev, task, now);
 		kt_switch_out(cpu, task, prev, preempt || !prev_state, now);
 	}
-	task = kt_task_of(next);
+	task = of_next ? bpf_task_storage_get(&kt_tasks, next, 0, 0) : NULL;
 	if (task)
 		kt_switch_in(cpu, task, now ?: bpf_ktime_get_ns());
 	else
@@ -121,7 +126,7 @@ int BPF_PROG(kt_sched_process_exec)
 			KT_ADD(slot->execs, 1);
 		bpf_task_storage_delete(&kt_children, task);
 	}
-	if (kt_task_of(task)) {
+	if (kt_has_storage(task) && bpf_task_storage_get(&kt_tasks, task, 0, 0)) {
 		bpf_task_storage_delete(&kt_tasks, task);
 		if (cpu)
 			cpu->process = 0;

@@ -132,6 +132,14 @@ static __always_inline struct kt_task *kt_task_of(struct task_struct *task)
 	return bpf_task_storage_get(&kt_tasks, task, 0, 0);
 }
 
+/* The test where it is not made for every switch and wake-up of the machine. It
+ * reads the pointer: to follow one costs 2 ms of load time each, for which the
+ * verifier (6.2 and later) searches all types of the kernel. */
+static __always_inline bool kt_has_storage(struct task_struct *task)
+{
+	return BPF_CORE_READ(task, bpf_storage) != NULL;
+}
+
 static __always_inline struct kt_region *kt_region_of(__u32 process)
 {
 	__u32 zero = 0;
@@ -242,9 +250,12 @@ static __always_inline void kt_switched_in_unseen(struct kt_cpu *cpu, struct tas
 static __noinline int kt_reload(struct kt_cpu *cpu)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
-	struct kt_task *state = kt_task_of(task);
+	struct kt_task *state;
 
-	if (!cpu || !state)
+	if (!cpu || !kt_has_storage(task))
+		return 0;
+	state = bpf_task_storage_get(&kt_tasks, task, 0, 0);
+	if (!state)
 		return 0;
 	kt_switched_in_unseen(cpu, task, state, bpf_ktime_get_ns());
 	return 1;
@@ -260,9 +271,7 @@ static __always_inline struct kt_cpu *kt_registered_cpu(void)
 
 	if (!cpu || cpu->process)
 		return cpu;
-	if (!bpf_get_current_task_btf()->bpf_storage || !kt_reload(cpu))
-		return NULL;
-	return cpu;
+	return kt_reload(cpu) ? cpu : NULL;
 }
 
 /* The same on the path of system calls, where `regs` tells threads apart: the
@@ -275,7 +284,7 @@ static __always_inline struct kt_cpu *kt_calling_cpu(struct pt_regs *regs)
 		return cpu;
 	if (cpu->bystander == (__u64)regs)
 		return NULL;
-	if (bpf_get_current_task_btf()->bpf_storage && kt_reload(cpu))
+	if (kt_reload(cpu))
 		return cpu;
 	cpu->bystander = (__u64)regs;
 	return NULL;

@@ -96,10 +96,13 @@ class Inheritance:
         return side
 
     def _take(self) -> tuple[int, int]:
-        pool = self._programs.region_fds
-        # Those with a region first, then from the other end, where the master will not put new
+        pool = tuple(self._programs.region_fds)
+        # Those with a region first, each process from another of them on, for many of them are
+        # taken where many are forked. Then from the other end, where the master will not put new
         # ones meanwhile. To try costs a microsecond, like asking.
-        for index in (*pool, *(i for i in reversed(range(PROCESSES)) if i not in pool)):
+        first = os.getpid() % len(pool)
+        others = (index for index in reversed(range(PROCESSES)) if index not in pool)
+        for index in (*pool[first:], *pool[:first], *others):
             epoch = members.take_index(self._programs.register_fd, index)
             if epoch is not None:
                 return index, epoch
