@@ -78,7 +78,10 @@ def lines(kind: Kind, ns: int | None, whole: int, remark: str) -> Iterator[str]:
         return
     yield f"{numbers}{drawn}".rstrip()
     indent = " " * len(numbers)
-    yield from textwrap.wrap(remark, WIDTH, initial_indent=indent, subsequent_indent=indent)
+    # A name stays with its number.
+    kept = remark.replace(", ", ",").replace(" ", "\N{NO-BREAK SPACE}").replace(",", ", ")
+    for each in textwrap.wrap(kept, WIDTH, initial_indent=indent, subsequent_indent=indent):
+        yield each.replace("\N{NO-BREAK SPACE}", " ")
 
 
 def remark(kind: Kind, request: Request, prefix: str = "") -> str:

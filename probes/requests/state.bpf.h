@@ -132,8 +132,8 @@ static __always_inline struct kt_task *kt_task_of(struct task_struct *task)
 	return bpf_task_storage_get(&kt_tasks, task, 0, 0);
 }
 
-/* The test where it is not made for every switch and wake-up of the machine. It
- * reads the pointer: to follow one costs 2 ms of load time each, for which the
+/* The test beside the switches and wake-ups of the whole machine. It reads the
+ * pointer (5 ns): to follow one costs 2 ms of load time each, in which the
  * verifier (6.2 and later) searches all types of the kernel. */
 static __always_inline bool kt_has_storage(struct task_struct *task)
 {
@@ -264,7 +264,7 @@ static __noinline int kt_reload(struct kt_cpu *cpu)
 /* The register, if the thread on this CPU is a registered one, else NULL.
  * The tracepoint of a switch does not fire for every switch on every kernel
  * (guests whose own agent is hidden from tracing, for one), so an empty register
- * is no proof yet. A task without any storage is one, at no cost to bystanders. */
+ * is no proof yet. A task without any storage is one. */
 static __always_inline struct kt_cpu *kt_registered_cpu(void)
 {
 	struct kt_cpu *cpu = kt_this_cpu();

@@ -193,6 +193,15 @@ def test_a_spec_of_libbpf_1_7_has_room_for_an_index() -> None:
     assert struct.unpack("=Qh6x", encoded[288:]) == (0, 3)
 
 
+@pytest.mark.parametrize(
+    "argument",
+    ["8@(%eax,%ecx,8)", "8@(%rax,%ecx)", "8@(%rax,%rsp,8)", "8@(%rip,%rax,8)", "8@(%rax,%cl,8)"],
+)
+def test_an_address_that_wraps_around_at_32_bits_is_refused(argument: str) -> None:
+    with pytest.raises(FormatError, match="not the registers of an address of 64 bits"):
+        encode_spec(argument, "x86_64", SPEC_SIZES[1])
+
+
 def test_an_index_needs_an_object_that_adds_it() -> None:
     with pytest.raises(UnsupportedError, match=r"from libbpf 1\.7 on"):
         encode_spec("8@(%rax,%rcx,8)", "x86_64")

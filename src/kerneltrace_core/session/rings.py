@@ -178,8 +178,9 @@ class Rings(Mapping[str, Hub]):
 
     def abandon(self) -> None:
         """In a forked child: give up its copies."""
-        for hub in self._hubs.values():
-            hub.abandon()
+        with ExitStack() as end:
+            for hub in self._hubs.values():
+                end.callback(hub.abandon)
 
 
 def _seconds(timeout: Any) -> float | None:

@@ -127,7 +127,7 @@ def attach_places(
     with explained(spec, program, lambda code: _explain(code, path, pid, multi=multi)):
         if multi:
             if pid is not None and uprobe_way() != UprobeWay(multi=True, by_process=True):
-                raise refuse(spec, program, None, _by_thread(uprobe_way()))
+                raise refuse(spec, program, None, _by_thread(spec, uprobe_way()))
             counters = [place.counter for place in places]
             cookies = [place.cookie or 0 for place in places]
             link = native.create_uprobe_link(
@@ -179,12 +179,16 @@ def _attach_by_perf(
         return Descriptors(links)
 
 
-def _by_thread(way: UprobeWay) -> Cause:
-    # libbpf from 1.3 on loads USDT programs for multi links, whatever it is told.
-    by_perf = "give CAP_SYS_ADMIN" if way.multi else 'a SEC("uprobe") program, without arguments'
+def _by_thread(spec: Uprobe | Uretprobe | Usdt, way: UprobeWay) -> Cause:
+    remedies = ["Linux 6.10 or 6.6.33 or later", "no pid"]
+    if way.multi:  # by perf it is right, and not allowed
+        remedies.insert(1, "give CAP_SYS_ADMIN")
+    if isinstance(spec, Usdt):
+        # libbpf 1.3 to 1.4.4 loads USDT programs for multi links, whatever it is told.
+        remedies.insert(-1, 'a SEC("uprobe") program, without arguments')
     return Cause(
         "this kernel's uprobe_multi links look at a process's first thread only",
-        f"Linux 6.10 or 6.6.33 or later; or {by_perf}; or no pid",
+        "; or ".join(remedies),
         UnsupportedError,
     )
 

@@ -15,7 +15,7 @@ __all__ = ["SPEC_SIZES", "encode_spec", "register_offset"]
 MAX_ARGUMENTS = 12
 TAIL = struct.Struct("=Qh6x")
 # struct __bpf_usdt_arg_spec: val_off, arg_type, reg_off, arg_signed, arg_bitshift. With 1.7 came
-# the index register, as bit fields; clang gives them units of their own, so that what the header
+# the index register, as bit fields; clang gives each a unit of its type, so that what the header
 # calls compatible is 24 bytes for 16. Its idx_reg_off and scale_bitshift are one number here.
 ARGUMENT = struct.Struct("=QIhBb")
 INDEXED_ARGUMENT = struct.Struct("=QBxHxxhBb6x")
@@ -49,6 +49,10 @@ def _arm64(name: str) -> int | None:
     found = ARM64_REGISTER.match(name)
     return 8 * int(found[1]) if found and int(found[1]) < 31 else None
 
+
+# What an address can be made of: bpf_usdt_arg() adds whole registers, 32 bits wrap around.
+X86_64_INDEXES = {names[0] for names in X86_64[:15]}
+X86_64_BASES = X86_64_INDEXES | {"rsp"}
 
 OFFSETS: dict[str, Callable[[str], int | None]] = {
     "x86_64": X86_64_OFFSETS.get,
@@ -102,6 +106,13 @@ def _encode(argument: UsdtArgument, machine: str) -> bytes:
 def _encode_indexed(argument: UsdtArgument, machine: str) -> bytes:
     index = 0
     if argument.index is not None:
+        if machine == "x86_64" and not (
+            argument.register in X86_64_BASES and argument.index in X86_64_INDEXES
+        ):
+            raise FormatError(
+                f"read USDT arguments: %{argument.register} and %{argument.index} are not the "
+                "registers of an address of 64 bits, which bpf_usdt_arg() adds"
+            )
         shift = argument.scale.bit_length() - 1
         index = register_offset(argument.index, machine) | shift << SCALE_AT_BIT
     offset = _offset(argument, machine)

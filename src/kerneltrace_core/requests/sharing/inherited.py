@@ -97,6 +97,8 @@ class Inheritance:
 
     def _take(self) -> tuple[int, int]:
         pool = tuple(self._programs.region_fds)
+        if not pool:
+            raise KernelTraceError("join inherited kernel side: it was given up meanwhile")
         # Those with a region first, each process from another of them on, for many of them are
         # taken where many are forked. Then from the other end, where the master will not put new
         # ones meanwhile. To try costs a microsecond, like asking.
