@@ -186,6 +186,11 @@ class BpfObject:
         if link is not None:
             native_attach.detach(link)
 
+    def take_links(self) -> dict[str, LibbpfLink]:
+        """Return the links by program; they are the caller's from now on, and may outlive this."""
+        links, self._links = self._links, {}
+        return links
+
     @property
     def attached(self) -> tuple[str, ...]:
         """Names of the programs that are attached, in the order of attachment."""
@@ -200,11 +205,6 @@ class BpfObject:
         """Return the descriptor of a map; the object keeps it."""
         with self.in_use():
             return lib.map_fd(lib.find_map(self._object, name))
-
-    def link_fds(self) -> dict[str, int]:
-        """Return the descriptors of the links by program; the object keeps them."""
-        self._check_open()
-        return {program: link.fd for program, link in self._links.items()}
 
     # ---- end ------------------------------------------------------------------------
 

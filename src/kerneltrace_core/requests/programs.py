@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 from kerneltrace_core._native import lib, sharing
+from kerneltrace_core._native.held import LibbpfLink
 from kerneltrace_core.bpf.object import BpfObject, builtin_object
 from kerneltrace_core.errors import LoadError, PrivilegeError, UnsupportedError
 from kerneltrace_core.requests import layout
@@ -24,6 +25,13 @@ __all__ = ["REGION_BYTES", "LoadedPrograms", "new_region"]
 REGION_BYTES = layout.SLOTS_OFFSET + layout.SLOTS * layout.SLOT_BYTES
 
 logger = logging.getLogger("kerneltrace")
+
+
+def _kept(fd: int) -> int:
+    try:
+        return os.dup(fd)
+    except OSError as error:
+        raise LoadError(f"load request probes: {error.strerror}", errno=error.errno) from error
 
 
 def new_region(regions_fd: int, index: int) -> int:
@@ -47,17 +55,24 @@ class LoadedPrograms:
     least kernel 5.14 (programs of type syscall), with BTF. ``region_fds`` are the regions that
     exist already, by index. ``close`` gives up this process's part; when all that hold descriptors
     of the links have, the kernel detaches. Not thread-safe.
+
+    Once attached it is a few descriptors: the links keep the programs, and these their maps.
     """
 
     def __init__(
         self, programs: BpfObject, plan: Plan, regions_fd: int, region_fds: dict[int, int]
     ) -> None:
         self._object = programs
+        self._links: dict[str, LibbpfLink] = {}
+        self.closed = False
         self.plan = plan
         self.regions_fd = regions_fd
         self.region_fds = region_fds
-        self.register_fd = programs.program_fd("kt_register")
-        self.members_fd = programs.map_fd("kt_members")
+        with ExitStack() as undo:
+            self.register_fd = _kept(programs.program_fd("kt_register"))
+            undo.callback(os.close, self.register_fd)
+            self.members_fd = _kept(programs.map_fd("kt_members"))
+            undo.pop_all()
 
     @classmethod
     def load(
@@ -122,6 +137,9 @@ class LoadedPrograms:
         """Attach every program. Raises AttachError, PrivilegeError; the caller closes."""
         for program in self.plan.programs:
             self._object.attach(program)
+        # A megabyte and thirty descriptors less, here and in all children.
+        self._links = self._object.take_links()
+        self._object.close()
         lib.trim_memory()
 
     def grow(self, first: int, count: int) -> None:
@@ -135,28 +153,27 @@ class LoadedPrograms:
             undo.pop_all()
         self.region_fds.update(enumerate(added, first))
 
-    @property
-    def closed(self) -> bool:
-        """Whether this process has given up its part."""
-        return self._object.closed
-
     def link_fds(self) -> dict[str, int]:
-        """Return the descriptors of the links by program; the object keeps them."""
-        return self._object.link_fds()
+        """Return the descriptors of the links by program; they are kept here."""
+        return {program: link.fd for program, link in self._links.items()}
 
     def close(self) -> None:
         """Detach, unless other processes hold the links too, and free. May be repeated."""
         if not self.closed:
             self._object.close()
-            self._close_maps()
+            self._close_rest()
 
     def abandon(self) -> None:
         """In a forked child: drop the references, and touch nothing else. May be repeated."""
         if not self.closed:
             self._object.abandon()
-            self._close_maps()
+            self._close_rest()
 
-    def _close_maps(self) -> None:
-        for fd in (self.regions_fd, *self.region_fds.values()):
+    def _close_rest(self) -> None:
+        self.closed = True
+        while self._links:
+            self._links.popitem()[1].end()  # the newest first
+        kept = (self.register_fd, self.members_fd, self.regions_fd, *self.region_fds.values())
+        for fd in kept:
             os.close(fd)
         self.region_fds.clear()
