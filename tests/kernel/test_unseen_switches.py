@@ -13,7 +13,7 @@ import os
 import struct
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 
 import pytest
 
@@ -93,11 +93,16 @@ def test_time_off_cpu_is_charged_to_whom_the_thread_worked_for_when_it_went() ->
     assert len(cpus) >= 2, "this test needs a second CPU, for who changes the first one's register"
     mine, other = cpus[:2]
     programs = LoadedPrograms.load(("sched", "syscalls"), timed=True)
-    states, registers = (programs._object.map_fd(name) for name in ("kt_tasks", "kt_cpus"))
+    # Its own, for the programs keep none of theirs once they are attached.
+    own = [os.dup(programs._object.map_fd(name)) for name in ("kt_tasks", "kt_cpus")]
+    states, registers = own
     with (
+        ExitStack() as undo,
         closing(KernelSide.join_loaded(OwnPrograms(programs), programs, 0)) as side,
         on_cpu(mine),
     ):
+        for fd in own:
+            undo.callback(os.close, fd)
         programs.attach()
         side.register(ENTRY)
         words = side.memory.cast("Q")
