@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -149,9 +148,16 @@ def _kinds(options: type[TracerOptions]) -> dict[str, Kind]:
 def _known(key: str, names: Mapping[str, str], what: str) -> str:
     if key in names:
         return names[key]
-    near = difflib.get_close_matches(key, names, n=1)
+    near = _near(key, names)
     hint = f"did you mean {near[0]!r}?" if near else "known are " + ", ".join(names)
     raise OptionError(f"set {what} {key!r}: there is no such option ({hint})")
+
+
+def _near(name: str, known: Iterable[str], cutoff: float = 0.6) -> list[str]:
+    # Not at the top: every start would pay for what only a slip needs.
+    import difflib
+
+    return difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
 
 
 def _ours(environ: Mapping[str, str]) -> Iterable[tuple[str, str]]:
@@ -165,7 +171,7 @@ def _read_variable(variable: str, text: str, kinds: Mapping[str, Kind]) -> dict[
     if name in kinds:
         return {name: kinds[name].read(f"read {variable}", text)}
     # Other variables of ours, and the user's own, share the prefix: only a near miss is a slip.
-    near = difflib.get_close_matches(name, kinds, n=1, cutoff=0.85)
+    near = _near(name, kinds, cutoff=0.85)
     if near:
         meant = PREFIX + near[0].upper()
         raise OptionError(f"read {variable}: there is no such option (did you mean {meant}?)")
