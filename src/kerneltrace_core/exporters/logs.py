@@ -17,6 +17,7 @@ __all__ = ["EventLog", "kernel_fields", "summary"]
 TOP_SYSCALLS = 5
 SUMMARY = ("cpu", "run_queue", "blocked", "loop_wait", "suspended")
 BACKGROUND = ("wall", "cpu", "blocked")
+_BACKGROUND = tuple((f"kernel_background_{name}_ms", f"{name}_ns") for name in BACKGROUND)
 _KEYS = tuple((term.field, term.log_key, term.unit == "ns") for term in TERMS)
 # structlog's bound loggers: how the filtering and the stdlib one are asked for their level, and
 # what all of them have; the generic one has no log() that takes a level.
@@ -32,23 +33,21 @@ def kernel_fields(stats: KernelStats) -> dict[str, Any]:
     """
     known = stats.as_dict()
     background = stats.background
-    fields = {}
-    for field, key, is_time in _KEYS:
-        value = known[field]
-        fields[key] = milliseconds(value) if is_time and value is not None else value
-    return {
-        **fields,
-        "kernel_blocked_by": _causes(known.get("blocked_by")),
-        "kernel_thread_blocked_by": _causes(known.get("thread_blocked_by")),
-        "kernel_top_syscalls": _calls(known.get("top_syscalls")),
-        **{
-            f"kernel_background_{name}_ms": _milliseconds(getattr(background, f"{name}_ns", None))
-            for name in BACKGROUND
-        },
-        "kernel_phase": stats.phase,
-        "kernel_backend": stats.backend,
-        "kernel_attribution": stats.attribution,
+    fields = {
+        # milliseconds(), written out: this is done for each field of each request
+        key: (known[field] + 500) // 1000 / 1000
+        if is_time and known[field] is not None
+        else known[field]
+        for field, key, is_time in _KEYS
     }
+    fields["kernel_blocked_by"] = _causes(known["blocked_by"])
+    fields["kernel_thread_blocked_by"] = _causes(known["thread_blocked_by"])
+    fields["kernel_top_syscalls"] = _calls(known["top_syscalls"])
+    for key, attribute in _BACKGROUND:
+        fields[key] = _milliseconds(background and getattr(background, attribute))
+    for name in ("phase", "backend", "attribution"):
+        fields[f"kernel_{name}"] = known[name]
+    return fields
 
 
 def _milliseconds(ns: int | None) -> float | None:

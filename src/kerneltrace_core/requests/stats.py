@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import compress
+from operator import attrgetter
 from struct import Struct
 from typing import Any, NamedTuple
 
@@ -15,6 +17,7 @@ OPEN_CALLS = tuple(layout.CALL_INDEX[name] for name in ("open", "openat", "opena
 FSYNC_CALLS = tuple(layout.CALL_INDEX[name] for name in ("fsync", "fdatasync"))
 CONNECT_CALLS = (layout.CALL_INDEX["connect"],)
 CALLS, ERRORS, NS = range(layout.CALL_WORDS)
+PLACES = range(0, layout.CALLS * layout.CALL_WORDS, layout.CALL_WORDS)
 EXACT_WITHIN_NS = 100_000
 
 
@@ -171,8 +174,7 @@ class KernelStats(StatsBlock):
                 words[place + ERRORS],
                 words[place + NS] if timed else None,
             )
-            for place in range(0, len(words), layout.CALL_WORDS)
-            if words[place]
+            for place in compress(PLACES, words[:: layout.CALL_WORDS])
         ]
         return sorted(made, key=lambda call: (call.ns or 0, call.calls), reverse=True)
 
@@ -285,7 +287,7 @@ class KernelStats(StatsBlock):
         """Return every attribute by name, as of one moment."""
         moment = _Moment(None, self._measures)
         moment.decode(self.block(), self._phase)
-        return {name: getattr(moment, name) for name in FIELDS}
+        return dict(zip(FIELDS, _ALL(moment), strict=True))
 
     def __repr__(self) -> str:
         if not self._measures.ledger:
@@ -331,3 +333,4 @@ FIELDS = (
     *("threads", "thread_ns", "thread_cpu_ns", "thread_run_queue_ns", "thread_blocked_ns"),
     *("thread_blocked_by", "detached", "phase", "backend", "attribution"),
 )
+_ALL = attrgetter(*FIELDS)
