@@ -44,7 +44,8 @@ def kernel_fields(stats: KernelStats) -> dict[str, Any]:
     fields["kernel_thread_blocked_by"] = _causes(known["thread_blocked_by"])
     fields["kernel_top_syscalls"] = _calls(known["top_syscalls"])
     for key, attribute in _BACKGROUND:
-        fields[key] = _milliseconds(background and getattr(background, attribute))
+        ns = None if background is None else getattr(background, attribute)
+        fields[key] = _milliseconds(ns)
     for name in ("phase", "backend", "attribution"):
         fields[f"kernel_{name}"] = known[name]
     return fields
