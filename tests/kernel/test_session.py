@@ -556,15 +556,19 @@ def test_forks_while_streaming_leave_nothing_and_take_nothing(pump: str) -> None
         finally:
             enough.set()
             working.join()
+        sent = session.stats().programs["on_call"].submitted
         deadline = time.monotonic() + stretched(10)
-        while len(found) < made and time.monotonic() < deadline:
+        while len(found) < sent and time.monotonic() < deadline:
             found += [event.number for event in events]
         counted = session.stats()
+        # Where a program can be preempted (Linux 7.2), it does not run for who comes meanwhile.
+        missed = session.program_info()["on_call"].recursion_misses
         grown = _resident_kib() - resident
 
     assert made > FORKS // 4
-    assert found == list(range(100, 100 + made))
-    assert counted.programs["on_call"].submitted == counted.rings["calls"].records == made
+    assert made - missed <= sent <= made
+    assert found == list(range(100, 100 + sent))
+    assert counted.programs["on_call"].submitted == counted.rings["calls"].records == sent
     assert settled(before) == set()
     assert descriptors() <= fds
     assert threading.active_count() <= threads
