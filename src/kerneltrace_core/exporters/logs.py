@@ -34,10 +34,7 @@ def kernel_fields(stats: KernelStats) -> dict[str, Any]:
     known = stats.as_dict()
     background = stats.background
     fields = {
-        # milliseconds(), written out: this is done for each field of each request
-        key: (known[field] + 500) // 1000 / 1000
-        if is_time and known[field] is not None
-        else known[field]
+        key: _milliseconds(known[field]) if is_time else known[field]
         for field, key, is_time in _KEYS
     }
     fields["kernel_blocked_by"] = _causes(known["blocked_by"])
