@@ -16,16 +16,20 @@ NOISE_NS = 5.0
 
 MODES: dict[str, dict[str, Any]] = {
     "time": {"probes": ALL_GROUPS},
+    "second": {"probes": ALL_GROUPS, "second_copies": True},
     "count": {"probes": ALL_GROUPS, "syscalls": "count"},
     "without": {"probes": tuple(group for group in ALL_GROUPS if group != "syscalls")},
 }
 BUDGETS = {
     "bystander_time": BYSTANDER_NS,
     "registered_time": REGISTERED_NS,
+    "bystander_second": BYSTANDER_NS,
+    "registered_second": REGISTERED_NS,
     "bystander_without": NOISE_NS,
 }
 LABELS = {
     "time": "all groups",
+    "second": "all groups, on Linux 7.2 and later",
     "count": 'syscalls="count"',
     "without": "without the group syscalls",
 }

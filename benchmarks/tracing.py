@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest.mock import patch
 
 from benchmarks.rounds import Unavailable
 
-from kerneltrace_core.requests import RequestTracer, TracerOptions
+from kerneltrace_core.requests import RequestTracer, TracerOptions, programs
 
 ALL_GROUPS = ("sched", "syscalls", "block", "net")
 
 
 @contextmanager
-def tracing(backend: str, **options: Any) -> Iterator[RequestTracer]:
-    """Trace this process. Raises Unavailable if the backend cannot be had here."""
+def tracing(
+    backend: str, *, second_copies: bool = False, **options: Any
+) -> Iterator[RequestTracer]:
+    """Trace this process. Raises Unavailable if the backend cannot be had here.
+
+    ``second_copies``: as on a kernel that preempts programs.
+    """
     tracer = RequestTracer.shared(TracerOptions(backend=backend, **options))
     try:
-        tracer.start()
+        with ExitStack() as undo:
+            if second_copies:
+                undo.enter_context(patch.object(programs, "preempts_programs", lambda _path: True))
+            tracer.start()
         if tracer.backend != backend:
             raise Unavailable(f"backend {backend} does not start here (see make doctor)")
         yield tracer

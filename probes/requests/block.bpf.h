@@ -20,16 +20,17 @@ struct {
 	__type(value, struct kt_owner);
 } kt_bios SEC(".maps");
 
-SEC("tp_btf/block_bio_queue")
-int BPF_PROG(kt_block_bio_queue, struct bio *bio)
+static __always_inline int kt_queued(struct bio *bio, bool second)
 {
+	struct kt_cpu *cpu = kt_registered_cpu();
 	struct kt_charge charge;
 	struct kt_owner owner = {};
 	__u64 key = (__u64)bio;
 	__u32 bytes, op;
 
-	if (!kt_own(&owner, &charge))
+	if (!cpu || !kt_left_out(cpu, KT_RAN_BIO, second) || !kt_charge_cpu(cpu, &charge))
 		return 0;
+	kt_own_charged(&owner, cpu, &charge);
 	bytes = bio->bi_iter.bi_size;
 	/* A flush has no bytes; a clone is a stacked device's share of a bio
 	 * that was counted already. */
@@ -48,6 +49,18 @@ int BPF_PROG(kt_block_bio_queue, struct bio *bio)
 	owner.since_ns = bpf_ktime_get_ns();
 	bpf_map_update_elem(&kt_bios, &key, &owner, BPF_ANY);
 	return 0;
+}
+
+SEC("tp_btf/block_bio_queue")
+int BPF_PROG(kt_block_bio_queue, struct bio *bio)
+{
+	return kt_queued(bio, false);
+}
+
+SEC("tp_btf/block_bio_queue")
+int BPF_PROG(kt_block_bio_queue_second, struct bio *bio)
+{
+	return kt_queued(bio, true);
 }
 
 static __always_inline void kt_bio_end(__u64 bio, __u64 now)

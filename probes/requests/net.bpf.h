@@ -37,15 +37,14 @@ static __always_inline void kt_own_socket(struct sock *sk, struct kt_cpu *cpu,
 		kt_own_charged(owner, cpu, charge);
 }
 
-SEC("tp_btf/sock_send_length")
-int BPF_PROG(kt_sock_send, struct sock *sk, int result, int flags)
+static __always_inline int kt_sent(struct sock *sk, int result, bool second)
 {
 	struct kt_cpu *cpu = kt_registered_cpu();
 	struct kt_charge charge;
 
-	if (!cpu)
+	if (!cpu || !kt_left_out(cpu, KT_RAN_SEND, second))
 		return 0;
-	cpu->socket = 1;
+	cpu->flags |= KT_ON_SOCKET;
 	if (result <= 0 || !kt_charge_cpu(cpu, &charge))
 		return 0;
 	KT_ADD(charge.slot->net_tx_bytes, result);
@@ -54,21 +53,44 @@ int BPF_PROG(kt_sock_send, struct sock *sk, int result, int flags)
 	return 0;
 }
 
-SEC("tp_btf/sock_recv_length")
-int BPF_PROG(kt_sock_recv, struct sock *sk, int result, int flags)
+SEC("tp_btf/sock_send_length")
+int BPF_PROG(kt_sock_send, struct sock *sk, int result, int flags)
+{
+	return kt_sent(sk, result, false);
+}
+
+SEC("tp_btf/sock_send_length")
+int BPF_PROG(kt_sock_send_second, struct sock *sk, int result, int flags)
+{
+	return kt_sent(sk, result, true);
+}
+
+static __always_inline int kt_received(int result, int flags, bool second)
 {
 	struct kt_cpu *cpu = kt_registered_cpu();
 	struct kt_charge charge;
 
-	if (!cpu)
+	if (!cpu || !kt_left_out(cpu, KT_RAN_RECV, second))
 		return 0;
-	cpu->socket = 1;
+	cpu->flags |= KT_ON_SOCKET;
 	/* Peeked bytes are read again. */
 	if (result <= 0 || flags & KT_MSG_PEEK)
 		return 0;
 	if (kt_charge_cpu(cpu, &charge))
 		KT_ADD(charge.slot->net_rx_bytes, result);
 	return 0;
+}
+
+SEC("tp_btf/sock_recv_length")
+int BPF_PROG(kt_sock_recv, struct sock *sk, int result, int flags)
+{
+	return kt_received(result, flags, false);
+}
+
+SEC("tp_btf/sock_recv_length")
+int BPF_PROG(kt_sock_recv_second, struct sock *sk, int result, int flags)
+{
+	return kt_received(result, flags, true);
 }
 
 /* connect(2), in its caller's context: a SYN that is never answered is

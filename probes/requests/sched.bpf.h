@@ -17,7 +17,7 @@ static __always_inline void kt_switch_out(struct kt_cpu *cpu, struct kt_task *ta
 
 	task->enter_ns = cpu->enter_ns;
 	task->call = cpu->call;
-	task->socket = cpu->socket;
+	task->flags = cpu->flags;
 	task->wake_ns = 0;
 	task->run_delay_ns = kt_run_delay(prev);
 	task->cause = runnable ? KT_CAUSE_PREEMPTED : kt_cause_of_current();

@@ -31,7 +31,7 @@ struct kt_cpu {
 	__u32 thread;
 	__u64 enter_ns;  /* of the system call it is in; 0: in none */
 	__u32 call;      /* number of that call */
-	__u32 socket;    /* that call has moved data on a socket */
+	__u32 flags;     /* KT_ON_SOCKET, and who has run: see kt_left_out */
 	__u64 bystander; /* registers of a thread that is known to be one; 0: of nobody */
 	__u32 epoch;
 	__u32 pad;
@@ -43,7 +43,7 @@ struct kt_task {
 	__u32 thread;
 	__u64 enter_ns;
 	__u32 call;
-	__u32 socket;
+	__u32 flags;
 	__u64 off_ns; /* switched out since; 0 while on a CPU */
 	__u64 cell;   /* whom it worked for then */
 	__u64 wake_ns;
@@ -105,6 +105,39 @@ struct {
 	__type(key, __u32);
 	__type(value, __u32);
 } kt_tgids SEC(".maps");
+
+/* The system call that the thread is in has moved data on a socket. */
+#define KT_ON_SOCKET 1
+/* The first program for this event has run, the second has not yet. */
+#define KT_RAN_ENTER 2
+#define KT_RAN_EXIT 4
+#define KT_RAN_SEND 8
+#define KT_RAN_RECV 16
+#define KT_RAN_BIO 32
+
+/*
+ * Set before load: kt_..._second are attached, behind the programs whose names
+ * they extend. Since 7.2 (439ebd5b5708) a program at a tracepoint can lose its CPU in
+ * its middle, and the kernel runs it for no other thread there until it goes on.
+ * The second one does then what the first was not run for: to miss an event,
+ * two threads must have lost the CPU within nanoseconds of code.
+ */
+const volatile bool kt_second_copies = false;
+
+/* Whether a program has the event that runs it to itself, as the second one has
+ * if the first was left out. `ran`: the event's flag, in the register. */
+static __always_inline bool kt_left_out(struct kt_cpu *cpu, __u32 ran, bool second)
+{
+	if (!second) {
+		if (kt_second_copies)
+			cpu->flags |= ran;
+		return true;
+	}
+	if (!(cpu->flags & ran))
+		return true;
+	cpu->flags &= ~ran;
+	return false;
+}
 
 /* Where a counter goes. slot is never NULL: what has no open request is charged
  * to the slots of unattributed or late work. */
@@ -204,7 +237,7 @@ static __always_inline void kt_switch_in(struct kt_cpu *cpu, struct kt_task *tas
 
 	cpu->enter_ns = task->enter_ns;
 	cpu->call = task->call;
-	cpu->socket = task->socket;
+	cpu->flags = task->flags;
 	cpu->thread = task->thread;
 	cpu->epoch = task->epoch;
 	cpu->process = task->process + 1;

@@ -15,17 +15,31 @@ const volatile bool kt_socket_tracepoints = false;
 /* Set before load: the mode "count". */
 const volatile bool kt_calls_untimed = false;
 
-SEC("tp_btf/sys_enter")
-int BPF_PROG(kt_sys_enter, struct pt_regs *regs, long number)
+static __always_inline int kt_call_begins(struct pt_regs *regs, long number, bool second)
 {
 	struct kt_cpu *cpu = kt_calling_cpu(regs);
 
 	if (!cpu)
 		return 0;
+	if (!second)
+		cpu->flags = 0;
+	if (!kt_left_out(cpu, KT_RAN_ENTER, second))
+		return 0;
 	cpu->call = number;
-	cpu->socket = 0;
 	cpu->enter_ns = bpf_ktime_get_ns();
 	return 0;
+}
+
+SEC("tp_btf/sys_enter")
+int BPF_PROG(kt_sys_enter, struct pt_regs *regs, long number)
+{
+	return kt_call_begins(regs, number, false);
+}
+
+SEC("tp_btf/sys_enter")
+int BPF_PROG(kt_sys_enter_second, struct pt_regs *regs, long number)
+{
+	return kt_call_begins(regs, number, true);
 }
 
 static __always_inline void kt_count_bytes(struct kt_cpu *cpu, struct kt_charge *charge,
@@ -35,7 +49,7 @@ static __always_inline void kt_count_bytes(struct kt_cpu *cpu, struct kt_charge 
 	bool socket;
 
 	if (kt_socket_tracepoints) {
-		if (cpu->socket) /* counted where they were moved */
+		if (cpu->flags & KT_ON_SOCKET) /* counted where they were moved */
 			return;
 		socket = false;
 	} else {
@@ -49,8 +63,7 @@ static __always_inline void kt_count_bytes(struct kt_cpu *cpu, struct kt_charge 
 		KT_ADD(*(socket ? &charge->slot->net_rx_bytes : &charge->slot->read_bytes), bytes);
 }
 
-SEC("tp_btf/sys_exit")
-int BPF_PROG(kt_sys_exit, struct pt_regs *regs, long result)
+static __always_inline int kt_call_ends(struct pt_regs *regs, long result, bool second)
 {
 	struct kt_cpu *cpu = kt_calling_cpu(regs);
 	const struct kt_call_info *info;
@@ -61,10 +74,14 @@ int BPF_PROG(kt_sys_exit, struct pt_regs *regs, long result)
 	if (!cpu)
 		return 0;
 	if (kt_calls_untimed) {
+		if (!kt_left_out(cpu, KT_RAN_EXIT, second))
+			return 0;
 		info = kt_call_info(KT_REGS_CALL(regs));
 	} else {
 		enter = cpu->enter_ns;
-		if (!enter) /* registered or attached inside this call, or seccomp refused it */
+		/* Registered or attached inside this call, or seccomp refused it, or the
+		 * first program was here. */
+		if (!enter)
 			return 0;
 		/* The register's number: rt_sigreturn has changed the thread's own. */
 		info = kt_call_info(cpu->call);
@@ -87,8 +104,20 @@ int BPF_PROG(kt_sys_exit, struct pt_regs *regs, long result)
 	} else if (result > 0 && info->flags & (KT_CALL_READ | KT_CALL_WRITE)) {
 		kt_count_bytes(cpu, &charge, info, regs, result);
 	}
-	cpu->socket = 0;
+	cpu->flags &= KT_RAN_EXIT;
 	return 0;
+}
+
+SEC("tp_btf/sys_exit")
+int BPF_PROG(kt_sys_exit, struct pt_regs *regs, long result)
+{
+	return kt_call_ends(regs, result, false);
+}
+
+SEC("tp_btf/sys_exit")
+int BPF_PROG(kt_sys_exit_second, struct pt_regs *regs, long result)
+{
+	return kt_call_ends(regs, result, true);
 }
 
 #endif

@@ -14,6 +14,8 @@ from unit.fake_kernel import btf_with
 
 pytestmark = pytest.mark.unit
 
+SIGN = btf.PREEMPTIBLE_SIGN.encode()
+
 
 def test_a_typedef_is_found_under_the_number_of_its_place() -> None:
     blob = btf_with(["sys_enter", "sys_exit"], types_before=5)
@@ -63,6 +65,29 @@ def test_a_kind_from_the_future_is_refused_before_it_shifts_every_number() -> No
     )
     with pytest.raises(ValueError, match="type 1 is of unknown kind 30"):
         btf.tracepoint_type_ids(blob, ["b"])
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_a_kernel_that_preempts_programs_is_told_by_a_function_of_its(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mapped: bool
+) -> None:
+    if not mapped:
+
+        def refuse(*_: object, **__: object) -> None:
+            raise OSError("no such device")
+
+        monkeypatch.setattr(btf.mmap, "mmap", refuse)
+    path = tmp_path / "vmlinux"
+    assert not btf.preempts_programs(str(path))
+    for content, expected in (
+        (b"", False),
+        (b"\x7fELF", False),
+        (btf_with(["sys_enter"]), False),
+        (btf_with(["trace_call_bpf_faultable"]), False),
+        (btf_with(["_in_its_place_"]).replace(b"btf_trace__in_its_place_", SIGN), True),
+    ):
+        path.write_bytes(content)
+        assert btf.preempts_programs(str(path)) is expected
 
 
 def test_a_file_is_checked_when_it_is_read(tmp_path: Path) -> None:

@@ -44,6 +44,16 @@ def test_todays_kernel_gets_every_program_of_every_group() -> None:
     assert plan.sockets
 
 
+def test_where_programs_are_preempted_a_second_copy_stands_behind_each() -> None:
+    plan = plan_programs(ALL_GROUPS, True, TODAY, second_copies=True)
+
+    places = {name: place for place, name in enumerate(plan.programs)}
+    for name in plan_module.PREEMPTED:
+        assert places[name + plan_module.SECOND] == places[name] + 1
+    assert len(plan.programs) == len(plan_programs(ALL_GROUPS, True, TODAY).programs) + 5
+    assert plan.second_copies
+
+
 def test_sched_is_always_there_and_comes_first() -> None:
     plan = plan_programs(("net",), True, TODAY)
 

@@ -83,11 +83,12 @@ def test_an_at_sign_stands_for_the_abstract_namespace() -> None:
 )
 @pytest.mark.parametrize("wanted", [ALL, ("sched",), ("sched", "net"), ("sched", "syscalls")])
 @pytest.mark.parametrize("arguments", [4, 3])
+@pytest.mark.parametrize("twice", [True, False])
 def test_a_plan_is_the_same_when_it_is_told_by_its_programs(
-    wanted: tuple[str, ...], lacking: tuple[str, ...], timed: bool, arguments: int
+    wanted: tuple[str, ...], lacking: tuple[str, ...], timed: bool, arguments: int, twice: bool
 ) -> None:
     here = {**EVERY_TRACEPOINT, **dict.fromkeys(lacking), "sched_switch": arguments}
-    plan = plan_programs(wanted, timed, here)
+    plan = plan_programs(wanted, timed, here, twice)
 
     again = Plan.of_programs(set(plan.programs), wanted, timed)
 

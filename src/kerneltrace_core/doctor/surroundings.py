@@ -6,6 +6,7 @@ import importlib
 import os
 from pathlib import Path
 
+from kerneltrace_core.kernel import btf
 from kerneltrace_core.kernel.capabilities import NEEDED
 from kerneltrace_core.kernel.limits import format_bytes, read_memlock
 from kerneltrace_core.kernel.privileges import Privileges
@@ -17,6 +18,7 @@ __all__ = [
     "lockdown_fact",
     "memlock_fact",
     "objects_fact",
+    "preemption_fact",
     "procfs_fact",
     "seccomp_fact",
     "tracefs_fact",
@@ -128,6 +130,15 @@ def memlock_fact() -> Support:
     if limit is None:
         return Support.unknown("no resource limits here")
     return Support.yes(f"{format_bytes(limit.soft)}, hard {format_bytes(limit.hard)}")
+
+
+def preemption_fact(blob: bytes | None) -> Support:
+    """Say whether programs at tracepoints can lose their CPU, by the kernel's BTF."""
+    if blob is None:
+        return Support.unknown("BTF could not be read")
+    if btf.has_string(blob, btf.PREEMPTIBLE_SIGN):
+        return Support.yes("programs can lose their CPU here: five are loaded twice")
+    return Support.yes("programs keep their CPU")
 
 
 def procfs_fact(directory: str = "/proc/thread-self") -> Support:

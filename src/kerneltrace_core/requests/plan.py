@@ -43,6 +43,10 @@ PROGRAMS: dict[str, dict[str, str]] = {
 }
 # Without these a group still measures something; without any other of its tracepoints it does not.
 OPTIONAL = frozenset(("sock_send_length", "sock_recv_length", "block_bio_complete"))
+# Those that threads run often, outside interrupts: where a program can lose its CPU in its middle,
+# each has a second copy behind it, which stands in for it (kt_left_out in state.bpf.h).
+PREEMPTED = ("kt_sys_enter", "kt_sys_exit", *SOCKETS, "kt_block_bio_queue")
+SECOND = "_second"
 PREV_STATE_ARGUMENTS = 4
 EVERY_TRACEPOINT: dict[str, int | None] = {
     point: PREV_STATE_ARGUMENTS for points in PROGRAMS.values() for point in points.values()
@@ -58,6 +62,7 @@ class Plan:
     missing: dict[str, str]
     sockets: bool
     timed: bool
+    second_copies: bool
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plan as data that JSON takes."""
@@ -75,6 +80,7 @@ class Plan:
                 missing={str(group): str(why) for group, why in data["missing"].items()},
                 sockets=bool(data["sockets"]),
                 timed=bool(data["timed"]),
+                second_copies=bool(data["second_copies"]),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise FormatError(f"read plan of shared programs: {error!r}") from error
@@ -94,7 +100,12 @@ class Plan:
         }
         if "kt_sched_switch" not in programs and "sched_switch" in arguments:
             arguments["sched_switch"] = PREV_STATE_ARGUMENTS - 1
-        return plan_programs(wanted, timed, {**dict.fromkeys(EVERY_TRACEPOINT), **arguments})
+        return plan_programs(
+            wanted,
+            timed,
+            {**dict.fromkeys(EVERY_TRACEPOINT), **arguments},
+            second_copies=any(name.endswith(SECOND) for name in programs),
+        )
 
     def measures(self) -> Measures:
         """Say what these programs measure."""
@@ -116,7 +127,12 @@ class Plan:
         )
 
 
-def plan_programs(wanted: tuple[str, ...], timed: bool, arguments: dict[str, int | None]) -> Plan:
+def plan_programs(
+    wanted: tuple[str, ...],
+    timed: bool,
+    arguments: dict[str, int | None],
+    second_copies: bool = False,
+) -> Plan:
     """Choose programs for the groups wanted, given each tracepoint's number of arguments here.
 
     ``arguments`` holds None for a tracepoint that the kernel does not have. A group that lacks a
@@ -138,6 +154,8 @@ def plan_programs(wanted: tuple[str, ...], timed: bool, arguments: dict[str, int
         for program, point in points.items():
             if arguments.get(point) is not None and (timed or program != "kt_sys_enter"):
                 programs[program] = None
+                if second_copies and program in PREEMPTED:
+                    programs[program + SECOND] = None
     if "sched" in missing:
         raise UnsupportedError(f"load request probes: {missing['sched']}")
     if (arguments["sched_switch"] or 0) < PREV_STATE_ARGUMENTS:
@@ -145,7 +163,7 @@ def plan_programs(wanted: tuple[str, ...], timed: bool, arguments: dict[str, int
             "kt_sched_switch_5_17" if name == "kt_sched_switch" else name: None for name in programs
         }
     sockets = "kt_sock_send" in programs and "kt_sock_recv" in programs
-    return Plan(tuple(programs), tuple(groups), missing, sockets, timed)
+    return Plan(tuple(programs), tuple(groups), missing, sockets, timed, second_copies)
 
 
 def tracepoint_arguments(btf_path: str | None) -> dict[str, int | None]:

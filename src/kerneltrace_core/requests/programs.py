@@ -12,6 +12,7 @@ from kerneltrace_core._native import lib, sharing
 from kerneltrace_core._native.held import LibbpfLink
 from kerneltrace_core.bpf.object import BpfObject, builtin_object
 from kerneltrace_core.errors import LoadError, PrivilegeError, UnsupportedError
+from kerneltrace_core.kernel.btf import preempts_programs
 from kerneltrace_core.requests import layout
 from kerneltrace_core.requests.plan import (
     EVERY_TRACEPOINT,
@@ -88,7 +89,8 @@ class LoadedPrograms:
                 "(rebuild or reinstall kerneltrace)"
             )
         # Asking BTF first costs as much as a third of the load, and today's kernels have it all.
-        hoped = plan_programs(groups, timed, EVERY_TRACEPOINT)
+        twice = preempts_programs(btf_path)
+        hoped = plan_programs(groups, timed, EVERY_TRACEPOINT, twice)
         try:
             return cls._load(hoped, regions, btf_path)
         # A tracepoint that vmlinux lacks is searched for in the modules' types, for which libbpf
@@ -96,7 +98,7 @@ class LoadedPrograms:
         except (LoadError, PrivilegeError) as refused:
             if refused.errno in (errno.EMFILE, errno.ENFILE):
                 raise
-            possible = plan_programs(groups, timed, tracepoint_arguments(btf_path))
+            possible = plan_programs(groups, timed, tracepoint_arguments(btf_path), twice)
             if possible == hoped:
                 raise
             logger.info("request probes: %s; loading without", str(refused).partition("\n")[0])
@@ -111,6 +113,7 @@ class LoadedPrograms:
             programs.select({*plan.programs, "kt_register"})
             programs.set_variable("kt_socket_tracepoints", int(plan.sockets))
             programs.set_variable("kt_calls_untimed", int(not plan.timed))
+            programs.set_variable("kt_second_copies", int(plan.second_copies))
             programs.set_variable("kt_own_sockets", int("net" in plan.groups))
             programs.resize_map("kt_cpus", lib.possible_cpus())
             if "block" not in plan.groups:
