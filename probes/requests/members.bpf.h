@@ -95,7 +95,7 @@ static __always_inline void kt_register_thread(struct kt_registration *request,
 	state->wake_ns = 0;
 	region->thread[request->thread & (KT_THREADS - 1)].epoch = member->epoch;
 	cpu->enter_ns = 0;
-	cpu->flags = 0;
+	cpu->flags = KT_INSIDE;
 	cpu->thread = request->thread;
 	cpu->epoch = member->epoch;
 	cpu->process = request->process + 1;

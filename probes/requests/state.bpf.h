@@ -31,7 +31,7 @@ struct kt_cpu {
 	__u32 thread;
 	__u64 enter_ns;  /* of the system call it is in; 0: in none */
 	__u32 call;      /* number of that call */
-	__u32 flags;     /* KT_ON_SOCKET, and who has run: see kt_left_out */
+	__u32 flags;     /* KT_INSIDE, KT_ON_SOCKET, KT_RAN_... */
 	__u64 bystander; /* registers of a thread that is known to be one; 0: of nobody */
 	__u32 epoch;
 	__u32 pad;
@@ -106,10 +106,11 @@ struct {
 	__type(value, __u32);
 } kt_tgids SEC(".maps");
 
-/* The system call that the thread is in has moved data on a socket. */
-#define KT_ON_SOCKET 1
+/* Of the system call that the thread is in: it was registered inside it. */
+#define KT_INSIDE 1
+/* The call has moved data on a socket. */
+#define KT_ON_SOCKET 2
 /* The first program for this event has run, the second has not yet. */
-#define KT_RAN_ENTER 2
 #define KT_RAN_EXIT 4
 #define KT_RAN_SEND 8
 #define KT_RAN_RECV 16
@@ -120,7 +121,9 @@ struct {
  * they extend. Since 7.2 (439ebd5b5708) a program at a tracepoint can lose its CPU in
  * its middle, and the kernel runs it for no other thread there until it goes on.
  * The second one does then what the first was not run for: to miss an event,
- * two threads must have lost the CPU within nanoseconds of code.
+ * two threads must have lost the CPU within nanoseconds of code. kt_sys_enter has
+ * none, for every process on the machine would pay for it: a call without its begin
+ * is counted, and has no time.
  */
 const volatile bool kt_second_copies = false;
 

@@ -15,31 +15,17 @@ const volatile bool kt_socket_tracepoints = false;
 /* Set before load: the mode "count". */
 const volatile bool kt_calls_untimed = false;
 
-static __always_inline int kt_call_begins(struct pt_regs *regs, long number, bool second)
+SEC("tp_btf/sys_enter")
+int BPF_PROG(kt_sys_enter, struct pt_regs *regs, long number)
 {
 	struct kt_cpu *cpu = kt_calling_cpu(regs);
 
 	if (!cpu)
 		return 0;
-	if (!second)
-		cpu->flags = 0;
-	if (!kt_left_out(cpu, KT_RAN_ENTER, second))
-		return 0;
 	cpu->call = number;
+	cpu->flags = 0;
 	cpu->enter_ns = bpf_ktime_get_ns();
 	return 0;
-}
-
-SEC("tp_btf/sys_enter")
-int BPF_PROG(kt_sys_enter, struct pt_regs *regs, long number)
-{
-	return kt_call_begins(regs, number, false);
-}
-
-SEC("tp_btf/sys_enter")
-int BPF_PROG(kt_sys_enter_second, struct pt_regs *regs, long number)
-{
-	return kt_call_begins(regs, number, true);
 }
 
 static __always_inline void kt_count_bytes(struct kt_cpu *cpu, struct kt_charge *charge,
@@ -71,24 +57,19 @@ static __always_inline int kt_call_ends(struct pt_regs *regs, long result, bool 
 	struct kt_call *call;
 	__u64 enter = 0, now = 0;
 
-	if (!cpu)
+	if (!cpu || !kt_left_out(cpu, KT_RAN_EXIT, second))
 		return 0;
-	if (kt_calls_untimed) {
-		if (!kt_left_out(cpu, KT_RAN_EXIT, second))
-			return 0;
-		info = kt_call_info(KT_REGS_CALL(regs));
-	} else {
+	if (!kt_calls_untimed)
 		enter = cpu->enter_ns;
-		/* Registered or attached inside this call, or seccomp refused it, or the
-		 * first program was here. */
-		if (!enter)
-			return 0;
-		/* The register's number: rt_sigreturn has changed the thread's own. */
-		info = kt_call_info(cpu->call);
-	}
+	/* Its begin was not seen: registered inside this call; or seccomp has refused
+	 * it, or the program was left out, and then it counts, without a time. */
+	if (!enter && cpu->flags & KT_INSIDE)
+		goto done;
+	/* The register's number: rt_sigreturn has changed the thread's own. */
+	info = kt_call_info(enter ? cpu->call : KT_REGS_CALL(regs));
 	cpu->enter_ns = 0;
 	if (!kt_charge_cpu(cpu, &charge))
-		return 0;
+		goto done;
 	call = &charge.slot->call[info->index < KT_CALLS ? info->index : 0];
 	KT_ADD(call->calls, 1);
 	if (!kt_calls_untimed || info->flags & KT_CALL_POLL)
@@ -104,6 +85,7 @@ static __always_inline int kt_call_ends(struct pt_regs *regs, long result, bool 
 	} else if (result > 0 && info->flags & (KT_CALL_READ | KT_CALL_WRITE)) {
 		kt_count_bytes(cpu, &charge, info, regs, result);
 	}
+done:
 	cpu->flags &= KT_RAN_EXIT;
 	return 0;
 }

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import platform
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -430,6 +432,41 @@ def test_processes_are_counted_and_threads_are_not(
     stats = during(serve, tracer, work)
 
     assert (stats.forks, stats.execs) == (forks, execs)
+
+
+# ---- calls without a begin --------------------------------------------------------------
+
+
+def refuse_getppid() -> None:
+    """Have seccomp answer EPERM to getppid, in this thread for good."""
+    number = {"x86_64": 110, "aarch64": 173}[platform.machine()]
+    load, jump_unless_equal, give = 0x20, 0x15, 0x06
+    errno_eperm, allow = 0x00050001, 0x7FFF0000
+    code = struct.pack(
+        "HBBI" * 4, load, 0, 0, 0, jump_unless_equal, 0, 1, number, give, 0, 0, errno_eperm,
+        give, 0, 0, allow,
+    )  # fmt: skip
+    filters = ctypes.create_string_buffer(code)
+    program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", 4, ctypes.addressof(filters)))
+    libc = ctypes.CDLL(None, use_errno=True)
+    no_new_privs, set_seccomp, mode_filter = 38, 22, 2
+    assert libc.prctl(no_new_privs, 1, 0, 0, 0) == 0
+    assert libc.prctl(set_seccomp, mode_filter, program, 0, 0) == 0, ctypes.get_errno()
+
+
+@pytest.mark.parametrize("mode", ["time", "count"])
+def test_what_seccomp_refuses_is_a_call_that_failed(traced: Tracing, mode: str) -> None:
+    def work() -> None:
+        refuse_getppid()
+        for _ in range(7):
+            assert os.getppid() == -1
+
+    stats = in_thread(traced(syscalls=mode), work)
+
+    assert calls_of(stats)["getppid"] == 7
+    assert errors_of(stats)["getppid"] == 7
+    times = {call.ns for call in stats.top_syscalls or () if call.name == "getppid"}
+    assert times == ({0} if mode == "time" else {None})
 
 
 # ---- disk -------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import os
 import resource
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -112,6 +112,23 @@ def test_starting_and_stopping_again_and_again_leaves_no_descriptor() -> None:
             with tracing() as tracer:
                 stats = on_loop(tracer, os.getppid)
             assert calls_of(stats)["getppid"] == 1
+
+
+@NEEDS_REQUESTS
+@pytest.mark.parametrize("timed", [True, False])
+def test_the_calls_that_register_a_thread_are_not_counted(timed: bool) -> None:
+    with closing(KernelSide.open(GROUPS, timed=timed)) as side:
+        for _ in range(3):
+            side.register(1)
+        os.getppid()
+        side.leave()
+        words = side.memory.cast("Q")
+        first = layout.SLOTS_OFFSET // 8 + layout.CALL
+        calls = words[first : first + layout.CALLS * layout.CALL_WORDS : layout.CALL_WORDS].tolist()
+        words.release()
+
+    made = {layout.CALL_NAMES[index]: count for index, count in enumerate(calls) if count}
+    assert made == {"getppid": 1}
 
 
 @NEEDS_REQUESTS

@@ -137,7 +137,7 @@ def preemption_fact(blob: bytes | None) -> Support:
     if blob is None:
         return Support.unknown("BTF could not be read")
     if btf.has_string(blob, btf.PREEMPTIBLE_SIGN):
-        return Support.yes("programs can lose their CPU here: five are loaded twice")
+        return Support.yes("programs can lose their CPU here: four are loaded twice")
     return Support.yes("programs keep their CPU")
 
 

@@ -45,7 +45,7 @@ PROGRAMS: dict[str, dict[str, str]] = {
 OPTIONAL = frozenset(("sock_send_length", "sock_recv_length", "block_bio_complete"))
 # Those that threads run often, outside interrupts: where a program can lose its CPU in its middle,
 # each has a second copy behind it, which stands in for it (kt_left_out in state.bpf.h).
-PREEMPTED = ("kt_sys_enter", "kt_sys_exit", *SOCKETS, "kt_block_bio_queue")
+PREEMPTED = ("kt_sys_exit", *SOCKETS, "kt_block_bio_queue")
 SECOND = "_second"
 PREV_STATE_ARGUMENTS = 4
 EVERY_TRACEPOINT: dict[str, int | None] = {
