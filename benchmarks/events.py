@@ -222,6 +222,22 @@ def costs(session: Session, size: Size, result: Result) -> None:
         result.median(f"cost_{name}_rate", label, rates, "million/s", budget=floor, at_least=True)
 
 
+@contextmanager
+def apart(other: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Keep another process off this thread's CPU, where there are two.
+
+    Else it is chance, and different for a pipe and a ring, whether who sleeps is woken on the CPU
+    of who wakes it or on one that has to be woken too.
+    """
+    cpus = os.sched_getaffinity(0)
+    os.sched_setaffinity(other.pid, {max(cpus)})
+    os.sched_setaffinity(0, {min(cpus)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cpus)
+
+
 CALLER = """
 import os, sys, time
 sys.stdin.readline()
@@ -232,7 +248,10 @@ for _ in range(int(sys.argv[1])):
 
 
 def delays(probe: Path, size: Size, spin_us: float) -> list[float]:
-    """Return the microseconds from a record's time to the first line that has it, each."""
+    """Return the microseconds from a record's time to the first line that has it, each.
+
+    Who makes the event is on another CPU.
+    """
     count = size.times(MOMENTS)
     with subprocess.Popen(
         [sys.executable, "-c", CALLER, str(count), str(PAUSE_SECONDS)], stdin=subprocess.PIPE
@@ -242,7 +261,7 @@ def delays(probe: Path, size: Size, spin_us: float) -> list[float]:
             caller.kill()
             raise Unavailable(f"does not know the system calls of {os.uname().machine}")
         names = {"process": caller.pid, "call": call}
-        with Session(probe, "auto", variables=names, spin_us=spin_us) as session:
+        with apart(caller), Session(probe, "auto", variables=names, spin_us=spin_us) as session:
             found: list[float] = []
             with session.events("record", ring="moments", timeout=5) as events:
                 assert caller.stdin is not None
@@ -283,7 +302,7 @@ def bare_delays(size: Size) -> list[float]:
                 stdin=subprocess.PIPE,
                 pass_fds=(writing,),
             )
-        with writer:
+        with writer, apart(writer):
             assert writer.stdin is not None
             writer.stdin.write(b"\n")
             writer.stdin.flush()
