@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from benchmarks import handed, pinned
 from benchmarks.loops import compiled
 from benchmarks.machine import Solitude
-from benchmarks.pinned import AT_ONCE, measure_joins
+from benchmarks.pinned import AT_ONCE
 from benchmarks.rounds import Result, Samples, Size, Unavailable
 from benchmarks.tracing import ALL_GROUPS, tracing
 
@@ -36,12 +37,14 @@ class Children:
         self._pids: list[int] = []
         self.join_ms: list[float] = []
 
-    def add(self, start: Callable[[], None]) -> None:
+    def add(self, start: Callable[[], None], prepare: Callable[[], None] | None = None) -> None:
         """Fork one, and wait until it has started to trace."""
         reader, writer = os.pipe()
         pid = os.fork()
         if pid == 0:
             try:
+                if prepare is not None:
+                    prepare()
                 begin = time.perf_counter()
                 start()
                 os.write(writer, struct.pack("d", time.perf_counter() - begin))
@@ -75,6 +78,12 @@ def _joined(size: Size, samples: Samples) -> Iterator[Callable[[int], None]]:
         if not preload(COUNTS[-1] + 1, probes=ALL_GROUPS):
             raise Unavailable("programs cannot be loaded here (see make doctor)")
 
+        def prepare() -> None:
+            """Join with no capability at all, as a server's workers do."""
+            from kerneltrace_core._native.sharing import drop_capabilities
+
+            drop_capabilities()
+
         def join() -> None:
             from kerneltrace_core.requests.sharing.inherited import inheritance
 
@@ -82,6 +91,9 @@ def _joined(size: Size, samples: Samples) -> Iterator[Callable[[int], None]]:
             assert prepared is not None
             prepared.join()
     else:
+
+        def prepare() -> None:
+            """There is nothing to do."""
 
         def join() -> None:
             """Nothing is shared."""
@@ -91,7 +103,7 @@ def _joined(size: Size, samples: Samples) -> Iterator[Callable[[int], None]]:
 
     def reach(count: int) -> None:
         while len(children.join_ms) < count - 1:
-            children.add(join)
+            children.add(join, prepare)
 
     try:
         with tracing(size.backend, probes=ALL_GROUPS):
@@ -161,7 +173,8 @@ def run(size: Size) -> Result:
         result.notes.append(f"another process was tracing in {disturbed} rounds")
     _tell(result, samples, joins)
     if size.backend == "bpf":
-        _tell_pins(result, measure_joins(size.limit(PINS_ROUNDS)))
+        _tell_pins(result, pinned.measure_joins(size.limit(PINS_ROUNDS)))
+        _tell_handed(result, handed.measure_joins(size.limit(COUNTS[-1])))
     return result
 
 
@@ -176,7 +189,8 @@ def _tell(result: Result, samples: Samples, joins: Samples) -> None:
                 label = f"{count} processes, {what}: {subject}"
                 result.median(name, label, samples[name], "ns", budget=budget)
     if joins.get("join"):
-        result.median("join", "join from the pool", joins["join"], "ms", budget=JOIN_MS)
+        label = "join from the inherited pool, with no capability"
+        result.median("join", label, joins["join"], "ms", budget=JOIN_MS)
 
 
 def _tell_pins(result: Result, samples: Samples | None) -> None:
@@ -188,6 +202,15 @@ def _tell_pins(result: Result, samples: Samples | None) -> None:
         ("alone", "join by pins", PINS_MS),
         ("at_once", f"join by pins, the last of {AT_ONCE} at once", PINS_MS),
         ("load", "load and pin", None),
-        ("behind_load", f"the last of {AT_ONCE} at once, one of which loads and pins", None),
+        ("behind_load", f"the last of {AT_ONCE} at once, one of which loads and pins", PINS_MS),
     ):
         result.median(f"pins_{name}", label, samples[name], "ms", budget=budget)
+
+
+def _tell_handed(result: Result, samples: list[float] | None) -> None:
+    if samples is None:
+        result.notes.append("joins over the socket were not measured: kerneltrace run fails here")
+        return
+    result.samples["handed_ms"] = {"join": samples}
+    label = "join from the pool of `kerneltrace run`, with no capability"
+    result.median("join_handed", label, samples, "ms", budget=JOIN_MS)

@@ -86,7 +86,7 @@ tell(held=held, mine=tracer.health()["kernel_side"]["joined"], warned=told("WARN
     assert (found["held"], found["mine"], found["count"]) == (["pins"] * 2, "own", 9)
     assert len(found["warned"]) == 1
     assert "all 2 indexes are taken by live processes" in found["warned"][0]
-    assert "makes every system call on this machine about 130 ns slower" in found["warned"][0]
+    assert "makes every system call on this machine about 0.1 us slower" in found["warned"][0]
 
 
 @pytest.mark.parametrize("moment", ["before it is asked", "while it is asked"])

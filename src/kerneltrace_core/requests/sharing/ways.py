@@ -19,7 +19,7 @@ logger = logging.getLogger("kerneltrace")
 Way = Callable[[], KernelSide]
 
 # Measured by benchmarks/joined.py, for a thread that nobody traces as for one that is.
-COST = "each further copy makes every system call on this machine about 130 ns slower"
+COST = "each further copy makes every system call on this machine about 0.1 us slower"
 REMEDY = "share one: start the server by `kerneltrace run -- CMD`"
 
 
