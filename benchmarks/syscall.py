@@ -29,7 +29,7 @@ BUDGETS = {
 }
 LABELS = {
     "time": "all groups",
-    "second": "all groups, on Linux 7.2 and later",
+    "second": "all groups, with second copies",
     "count": 'syscalls="count"',
     "without": "without the group syscalls",
 }

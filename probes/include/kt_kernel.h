@@ -86,6 +86,8 @@ struct pt_regs {
 	unsigned long orig_ax;
 };
 #define KT_REGS_CALL(regs) ((long)(regs)->orig_ax)
+/* What a call that was rolled back (seccomp trapped it) seems to return. */
+#define KT_REGS_ROLLED_BACK(regs) ((long)(regs)->orig_ax)
 #define KT_REGS_ARG0(regs) ((regs)->di)
 #elif defined(__TARGET_ARCH_arm64)
 struct pt_regs {
@@ -93,6 +95,7 @@ struct pt_regs {
 	__s32 syscallno;
 };
 #define KT_REGS_CALL(regs) ((long)(regs)->syscallno)
+#define KT_REGS_ROLLED_BACK(regs) ((long)(regs)->orig_x0)
 #define KT_REGS_ARG0(regs) ((regs)->orig_x0)
 #else
 #error "which registers hold the system call's number and first argument on this architecture?"

@@ -35,12 +35,24 @@ static __always_inline void kt_member_dies(struct task_struct *task)
 }
 
 /* Runs for each thread; the last one to go takes the process with it. */
-SEC("tp_btf/sched_process_exit")
-int BPF_PROG(kt_sched_process_exit, struct task_struct *task)
+static __always_inline int kt_exits(struct task_struct *task)
 {
 	if (BPF_CORE_READ(task, signal, live.counter) == 0)
 		kt_member_dies(task);
 	return 0;
+}
+
+SEC("tp_btf/sched_process_exit")
+int BPF_PROG(kt_sched_process_exit, struct task_struct *task)
+{
+	return kt_exits(task);
+}
+
+/* See kt_second_copies. Done twice it is done once. */
+SEC("tp_btf/sched_process_exit")
+int BPF_PROG(kt_sched_process_exit_second, struct task_struct *task)
+{
+	return kt_exits(task);
 }
 
 /* May be run by several processes at once: the exchange decides. */
@@ -91,6 +103,8 @@ static __always_inline void kt_register_thread(struct kt_registration *request,
 	state->process = request->process;
 	state->thread = request->thread;
 	state->epoch = member->epoch;
+	state->enter_ns = 0; /* as in the register, for this may lose its CPU before it is that */
+	state->flags = KT_INSIDE;
 	state->off_ns = 0; /* of an earlier registration, if that was given up elsewhere */
 	state->wake_ns = 0;
 	region->thread[request->thread & (KT_THREADS - 1)].epoch = member->epoch;

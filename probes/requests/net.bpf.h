@@ -95,8 +95,7 @@ int BPF_PROG(kt_sock_recv_second, struct sock *sk, int result, int flags)
 
 /* connect(2), in its caller's context: a SYN that is never answered is
  * retransmitted before anything was sent. */
-SEC("tp_btf/inet_sock_set_state")
-int BPF_PROG(kt_inet_sock_set_state, struct sock *sk, int before, int after)
+static __always_inline int kt_connects(struct sock *sk, int after)
 {
 	struct kt_cpu *cpu;
 	struct kt_charge charge;
@@ -107,6 +106,19 @@ int BPF_PROG(kt_inet_sock_set_state, struct sock *sk, int before, int after)
 	if (cpu && kt_charge_cpu(cpu, &charge))
 		kt_own_socket(sk, cpu, &charge);
 	return 0;
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(kt_inet_sock_set_state, struct sock *sk, int before, int after)
+{
+	return kt_connects(sk, after);
+}
+
+/* Done twice it is done once. */
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(kt_inet_sock_set_state_second, struct sock *sk, int before, int after)
+{
+	return kt_connects(sk, after);
 }
 
 SEC("tp_btf/tcp_retransmit_skb")

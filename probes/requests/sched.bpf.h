@@ -93,15 +93,17 @@ struct {
 } kt_children SEC(".maps");
 
 /* Runs in the parent. A new thread of the same process is not a fork. */
-SEC("tp_btf/sched_process_fork")
-int BPF_PROG(kt_sched_process_fork, struct task_struct *parent, struct task_struct *child)
+static __always_inline int kt_forks(struct task_struct *child, bool second)
 {
+	struct kt_cpu *cpu = kt_registered_cpu();
 	struct kt_charge charge;
 	struct kt_owner *owner;
 	struct kt_owner mine = {};
 
-	if (child->pid != child->tgid || !kt_own(&mine, &charge))
+	if (child->pid != child->tgid || !cpu || !kt_left_out(cpu, KT_RAN_FORK, second) ||
+	    !kt_charge_cpu(cpu, &charge))
 		return 0;
+	kt_own_charged(&mine, cpu, &charge);
 	KT_ADD(charge.slot->forks, 1);
 	owner = bpf_task_storage_get(&kt_children, child, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (owner)
@@ -109,10 +111,21 @@ int BPF_PROG(kt_sched_process_fork, struct task_struct *parent, struct task_stru
 	return 0;
 }
 
+SEC("tp_btf/sched_process_fork")
+int BPF_PROG(kt_sched_process_fork, struct task_struct *parent, struct task_struct *child)
+{
+	return kt_forks(child, false);
+}
+
+SEC("tp_btf/sched_process_fork")
+int BPF_PROG(kt_sched_process_fork_second, struct task_struct *parent, struct task_struct *child)
+{
+	return kt_forks(child, true);
+}
+
 /* A program started by a request's child is charged to the request. A traced
  * process that becomes another program is not traced any more. */
-SEC("tp_btf/sched_process_exec")
-int BPF_PROG(kt_sched_process_exec)
+static __always_inline int kt_executes(void)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct kt_cpu *cpu = kt_this_cpu();
@@ -133,6 +146,19 @@ int BPF_PROG(kt_sched_process_exec)
 	}
 	kt_member_dies(task);
 	return 0;
+}
+
+SEC("tp_btf/sched_process_exec")
+int BPF_PROG(kt_sched_process_exec)
+{
+	return kt_executes();
+}
+
+/* Done twice it is done once. */
+SEC("tp_btf/sched_process_exec")
+int BPF_PROG(kt_sched_process_exec_second)
+{
+	return kt_executes();
 }
 
 #endif

@@ -115,11 +115,13 @@ struct {
 #define KT_RAN_SEND 8
 #define KT_RAN_RECV 16
 #define KT_RAN_BIO 32
+#define KT_RAN_FORK 64
 
 /*
  * Set before load: kt_..._second are attached, behind the programs whose names
- * they extend. Since 7.2 (439ebd5b5708) a program at a tracepoint can lose its CPU in
- * its middle, and the kernel runs it for no other thread there until it goes on.
+ * they extend. A program at a tracepoint can lose its CPU in its middle since 7.0
+ * (a46023d5616e), at one of system calls since 7.2 (439ebd5b5708), and the kernel
+ * runs it for no other thread there until it goes on.
  * The second one does then what the first was not run for: to miss an event,
  * two threads must have lost the CPU within nanoseconds of code. kt_sys_enter has
  * none, for every process on the machine would pay for it: a call without its begin
@@ -343,18 +345,6 @@ static __always_inline void kt_own_charged(struct kt_owner *owner, struct kt_cpu
 	owner->cell = *(volatile __u64 *)&charge->thread->cell;
 	owner->process = cpu->process - 1;
 	owner->epoch = cpu->epoch;
-}
-
-static __always_inline bool kt_own(struct kt_owner *owner, struct kt_charge *charge)
-{
-	struct kt_cpu *cpu = kt_registered_cpu();
-
-	if (!cpu)
-		return false;
-	if (!kt_charge_cpu(cpu, charge))
-		return false;
-	kt_own_charged(owner, cpu, charge);
-	return true;
 }
 
 static __always_inline struct kt_slot *kt_slot_owned(struct kt_owner *owner)

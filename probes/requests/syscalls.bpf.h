@@ -32,17 +32,14 @@ static __always_inline void kt_count_bytes(struct kt_cpu *cpu, struct kt_charge 
 					   const struct kt_call_info *info, struct pt_regs *regs,
 					   long bytes)
 {
-	bool socket;
+	bool socket = info->cause == KT_CAUSE_NET;
 
-	if (kt_socket_tracepoints) {
-		if (cpu->flags & KT_ON_SOCKET) /* counted where they were moved */
-			return;
-		socket = false;
-	} else {
-		socket = info->cause == KT_CAUSE_NET ||
-			 kt_descriptor_kind(bpf_get_current_task_btf(), KT_REGS_ARG0(regs)) ==
-				 KT_S_IFSOCK;
-	}
+	if (kt_socket_tracepoints && cpu->flags & KT_ON_SOCKET) /* counted where they were moved */
+		return;
+	/* Where those who count there are never left out, it was no socket. */
+	if (!socket && (!kt_socket_tracepoints || kt_second_copies))
+		socket = kt_descriptor_kind(bpf_get_current_task_btf(), KT_REGS_ARG0(regs)) ==
+			 KT_S_IFSOCK;
 	if (info->flags & KT_CALL_WRITE)
 		KT_ADD(*(socket ? &charge->slot->net_tx_bytes : &charge->slot->write_bytes), bytes);
 	else
@@ -61,7 +58,7 @@ static __always_inline int kt_call_ends(struct pt_regs *regs, long result, bool 
 		return 0;
 	if (!kt_calls_untimed)
 		enter = cpu->enter_ns;
-	/* Its begin was not seen: registered inside this call; or seccomp has refused
+	/* Its begin was not seen: registered inside this call; or seccomp has taken
 	 * it, or the program was left out, and then it counts, without a time. */
 	if (!enter && cpu->flags & KT_INSIDE)
 		goto done;
@@ -82,7 +79,9 @@ static __always_inline int kt_call_ends(struct pt_regs *regs, long result, bool 
 		if (result >= -KT_MAX_ERRNO &&
 		    !(result <= -KT_ERESTART_FIRST && result >= -KT_ERESTART_LAST))
 			KT_ADD(call->errors, 1);
-	} else if (result > 0 && info->flags & (KT_CALL_READ | KT_CALL_WRITE)) {
+	} else if (result > 0 && info->flags & (KT_CALL_READ | KT_CALL_WRITE) &&
+		   (enter || kt_calls_untimed ||
+		    (kt_second_copies && result != KT_REGS_ROLLED_BACK(regs)))) {
 		kt_count_bytes(cpu, &charge, info, regs, result);
 	}
 done:

@@ -437,13 +437,17 @@ def test_processes_are_counted_and_threads_are_not(
 # ---- calls without a begin --------------------------------------------------------------
 
 
-def refuse_getppid() -> None:
-    """Have seccomp answer EPERM to getppid, in this thread for good."""
-    number = {"x86_64": 110, "aarch64": 173}[platform.machine()]
-    load, jump_unless_equal, give = 0x20, 0x15, 0x06
-    errno_eperm, allow = 0x00050001, 0x7FFF0000
+GETPPID = {"x86_64": 110, "aarch64": 173}
+PWRITE64 = {"x86_64": 18, "aarch64": 68}
+REFUSE, TRAP = 0x00050001, 0x00030000  # with EPERM; with SIGSYS
+
+
+def have_seccomp(answer: int, numbers: dict[str, int]) -> None:
+    """Have seccomp answer a system call, in this thread for good."""
+    number = numbers[platform.machine()]
+    load, jump_unless_equal, give, allow = 0x20, 0x15, 0x06, 0x7FFF0000
     code = struct.pack(
-        "HBBI" * 4, load, 0, 0, 0, jump_unless_equal, 0, 1, number, give, 0, 0, errno_eperm,
+        "HBBI" * 4, load, 0, 0, 0, jump_unless_equal, 0, 1, number, give, 0, 0, answer,
         give, 0, 0, allow,
     )  # fmt: skip
     filters = ctypes.create_string_buffer(code)
@@ -457,7 +461,7 @@ def refuse_getppid() -> None:
 @pytest.mark.parametrize("mode", ["time", "count"])
 def test_what_seccomp_refuses_is_a_call_that_failed(traced: Tracing, mode: str) -> None:
     def work() -> None:
-        refuse_getppid()
+        have_seccomp(REFUSE, GETPPID)
         for _ in range(7):
             assert os.getppid() == -1
 
@@ -467,6 +471,25 @@ def test_what_seccomp_refuses_is_a_call_that_failed(traced: Tracing, mode: str) 
     assert errors_of(stats)["getppid"] == 7
     times = {call.ns for call in stats.top_syscalls or () if call.name == "getppid"}
     assert times == ({0} if mode == "time" else {None})
+
+
+def test_what_seccomp_traps_moves_no_bytes(tracer: RequestTracer, file: int) -> None:
+    returned = []
+
+    def work() -> None:
+        have_seccomp(TRAP, PWRITE64)
+        returned.extend(os.pwrite(file, b"x", 0) for _ in range(7))
+
+    before = signal.signal(signal.SIGSYS, lambda *_: None)
+    try:
+        stats = in_thread(tracer, work)
+    finally:
+        signal.signal(signal.SIGSYS, before)
+
+    # The call's own number, as if it were its result.
+    assert returned == [PWRITE64[platform.machine()]] * 7
+    assert calls_of(stats)["pwrite64"] == 7
+    assert stats.write_bytes == 0
 
 
 # ---- disk -------------------------------------------------------------------------------------

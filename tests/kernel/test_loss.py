@@ -18,6 +18,7 @@ from kerneltrace_core import BtfTracepoint, Filter, Session
 from kerneltrace_core._native import lib
 from kerneltrace_core.bpf.object import BpfObject
 from kerneltrace_core.btf.layout import ObjectLayout
+from kerneltrace_core.errors import PrivilegeError
 from kerneltrace_core.maps.maps import Maps
 from kerneltrace_core.ring.frames import split
 from kerneltrace_core.ring.perf import PerfReader
@@ -75,11 +76,23 @@ class Flood:
         return read_counters(self.layout, self.maps)[program]
 
 
+def loaded(undo: ExitStack, *programs: str) -> Flood:
+    """Load them. Before Linux 5.11 the memory of maps that are gone is given back late."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return Flood(undo, *programs)
+        except PrivilegeError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.1)
+
+
 @pytest.fixture
 def flood(require: Require) -> Iterator[Flood]:
     require("ring_buffer")
     with ExitStack() as undo:
-        yield Flood(undo, "flood", "flood_perf", "flood_lengths")
+        yield loaded(undo, "flood", "flood_perf", "flood_lengths")
 
 
 @pytest.fixture

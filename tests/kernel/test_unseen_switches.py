@@ -115,7 +115,6 @@ def test_time_off_cpu_is_charged_to_whom_the_thread_worked_for_when_it_went() ->
         ExitStack() as undo,
         closing(KernelSide.join_loaded(OwnPrograms(programs), programs, 0)) as side,
         on_cpu(mine),
-        undisturbed(),
     ):
         for fd in own:
             undo.callback(os.close, fd)
@@ -136,12 +135,13 @@ def test_time_off_cpu_is_charged_to_whom_the_thread_worked_for_when_it_went() ->
                     steps.reach(3)
                     os._exit(0)
             steps.spin_until(1)
-            words[CELL] = BEFORE
-            steps.reach(2)
-            steps.spin_until(3)
-            words[CELL] = AFTER
-            os.getppid()
-            words[CELL] = 0
+            with undisturbed():
+                words[CELL] = BEFORE
+                steps.reach(2)
+                steps.spin_until(3)
+                words[CELL] = AFTER
+                os.getppid()
+                words[CELL] = 0
             os.waitpid(child, 0)
             found = [waited(words, slot) for slot in (BEFORE, AFTER)]
             charged = [now - then for now, then in zip(found, before, strict=True)]

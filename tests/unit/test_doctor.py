@@ -25,6 +25,7 @@ from kerneltrace_core.doctor.surroundings import (
     tracefs_fact,
 )
 from kerneltrace_core.doctor.text import as_text
+from kerneltrace_core.kernel import btf
 from kerneltrace_core.kernel.capabilities import CapabilitySets
 from kerneltrace_core.kernel.features import FeatureProbes
 from kerneltrace_core.kernel.lockdown import Lockdown
@@ -63,6 +64,7 @@ def same_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(examination, "tracefs_fact", lambda: Support.yes("/sys/kernel/tracing"))
     monkeypatch.setattr(examination, "memlock_fact", lambda: Support.yes("8 MiB, hard 8 MiB"))
     monkeypatch.setattr(examination, "procfs_fact", Support.yes)
+    monkeypatch.setattr(btf, "preempts_programs", lambda _path: False)
     monkeypatch.setattr(examination, "kernel_side_fact", lambda: Support.yes("own copy"))
     monkeypatch.setattr(examination, "pins_fact", lambda: Support.yes("none"))
 
@@ -95,6 +97,16 @@ def test_a_kernel_that_has_all_gives_status_0_and_the_bpf_backend(tmp_path: Path
     assert diagnosis.exit_status == 0
     assert (diagnosis.backend.name, diagnosis.backend.certain) == ("bpf", True)
     assert diagnosis.backend.reason == ""
+
+
+@pytest.mark.parametrize(
+    ("preempts", "words"), [(True, "they are loaded twice"), (False, "programs keep their CPU")]
+)
+def test_it_says_whether_programs_are_loaded_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preempts: bool, words: str
+) -> None:
+    monkeypatch.setattr(btf, "preempts_programs", lambda _path: preempts)
+    assert finding(diagnose(tmp_path), "preemption").reason.endswith(words)
 
 
 def test_without_capabilities_status_1_procfs_and_how_to_give_them(tmp_path: Path) -> None:

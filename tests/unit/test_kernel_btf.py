@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,10 @@ from unit.fake_kernel import btf_with
 pytestmark = pytest.mark.unit
 
 SIGN = btf.PREEMPTIBLE_SIGN.encode()
+
+
+def of_release(release: str) -> SimpleNamespace:
+    return SimpleNamespace(release=release)
 
 
 def test_a_typedef_is_found_under_the_number_of_its_place() -> None:
@@ -71,12 +76,12 @@ def test_a_kind_from_the_future_is_refused_before_it_shifts_every_number() -> No
 def test_a_kernel_that_preempts_programs_is_told_by_a_function_of_its(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mapped: bool
 ) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no such device")
+
     if not mapped:
-
-        def refuse(*_: object, **__: object) -> None:
-            raise OSError("no such device")
-
         monkeypatch.setattr(btf.mmap, "mmap", refuse)
+    monkeypatch.setattr(btf.os, "uname", lambda: of_release("6.18.44"))
     path = tmp_path / "vmlinux"
     assert not btf.preempts_programs(str(path))
     for content, expected in (
@@ -88,6 +93,17 @@ def test_a_kernel_that_preempts_programs_is_told_by_a_function_of_its(
     ):
         path.write_bytes(content)
         assert btf.preempts_programs(str(path)) is expected
+
+
+@pytest.mark.parametrize(
+    ("release", "expected"),
+    [("5.10.0", False), ("7.0.1-generic", True), ("10.2", True), ("x", False)],
+)
+def test_or_by_its_number_where_nothing_else_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, release: str, expected: bool
+) -> None:
+    monkeypatch.setattr(btf.os, "uname", lambda: of_release(release))
+    assert btf.preempts_programs(str(tmp_path / "none")) is expected
 
 
 def test_a_file_is_checked_when_it_is_read(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def examine(probes: FeatureProbes | None = None, *, btf_path: str = btf.VMLINUX)
         Finding("lockdown", lockdown_fact(probes.privileges)),
         Finding("seccomp", seccomp_fact(probes.privileges)),
         Finding("memlock limit", memlock_fact()),
-        Finding("preemption", preemption_fact(blob)),
+        Finding("preemption", preemption_fact(btf_path)),
         Finding("procfs backend", procfs_fact()),
         Finding("kernel side", kernel_side_fact()),
         Finding("pins", pins_fact()),

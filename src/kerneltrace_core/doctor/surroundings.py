@@ -132,12 +132,10 @@ def memlock_fact() -> Support:
     return Support.yes(f"{format_bytes(limit.soft)}, hard {format_bytes(limit.hard)}")
 
 
-def preemption_fact(blob: bytes | None) -> Support:
-    """Say whether programs at tracepoints can lose their CPU, by the kernel's BTF."""
-    if blob is None:
-        return Support.unknown("BTF could not be read")
-    if btf.has_string(blob, btf.PREEMPTIBLE_SIGN):
-        return Support.yes("programs can lose their CPU here: four are loaded twice")
+def preemption_fact(btf_path: str) -> Support:
+    """Say whether programs at tracepoints can lose their CPU."""
+    if btf.preempts_programs(btf_path):
+        return Support.yes("programs can lose their CPU here: they are loaded twice")
     return Support.yes("programs keep their CPU")
 
 

@@ -43,9 +43,18 @@ PROGRAMS: dict[str, dict[str, str]] = {
 }
 # Without these a group still measures something; without any other of its tracepoints it does not.
 OPTIONAL = frozenset(("sock_send_length", "sock_recv_length", "block_bio_complete"))
-# Those that threads run often, outside interrupts: where a program can lose its CPU in its middle,
-# each has a second copy behind it, which stands in for it (kt_left_out in state.bpf.h).
-PREEMPTED = ("kt_sys_exit", *SOCKETS, "kt_block_bio_queue")
+# Those that threads run with preemption enabled: where a program can lose its CPU in its middle,
+# each has a second copy behind it, which stands in for it (kt_left_out in state.bpf.h). All but
+# kt_sys_enter, for which every process would pay, and without which a call lacks its time alone.
+PREEMPTED = (
+    "kt_sched_process_fork",
+    "kt_sched_process_exec",
+    "kt_sched_process_exit",
+    "kt_sys_exit",
+    *SOCKETS,
+    "kt_block_bio_queue",
+    "kt_inet_sock_set_state",
+)
 SECOND = "_second"
 PREV_STATE_ARGUMENTS = 4
 EVERY_TRACEPOINT: dict[str, int | None] = {
