@@ -116,6 +116,7 @@ SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-fra
 test-sanitized: $(VENV)/.stamp ## run the unit tier with the C parts under ASan and UBSan
 	@rm -rf $(SANITIZED)
 	@CFLAGS='$(SANITIZE)' $(BIN)/python setup.py -q build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
+	@for part in $(SANITIZED)/lib/kerneltrace_core/_native/*.so; do nm -D $$part | grep -q __asan_init || exit 1; done
 	@echo "== unit tier on $$($(BIN)/python -V), C parts under ASan and UBSan"
 	@PYTHONPATH='$(CURDIR)/$(SANITIZED)/lib' PYTHONMALLOC=malloc LD_PRELOAD="$$(cc -print-file-name=libasan.so)" \
 		ASAN_OPTIONS=detect_leaks=0:halt_on_error=1:abort_on_error=1 \
@@ -139,7 +140,7 @@ lint: $(VENV)/.stamp lint-native ## check style, types and the C files
 	@$(BIN)/mypy --no-error-summary
 	@$(C_SOURCES) | xargs $(BIN)/clang-format --dry-run --Werror
 
-C_SOURCES := find probes src tests -name '*.[ch]'
+C_SOURCES := find probes src tests benchmarks -name '*.[ch]'
 
 # In a build of its own: a warning that an earlier build let pass is an error here.
 lint-native: $(VENV)/.stamp ## compile C and BPF with every warning an error

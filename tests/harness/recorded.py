@@ -59,3 +59,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[RECORDED] = frozenset()
     if page is not None and is_root and page.exists():
         config.stash[RECORDED] = parse_recorded(page.read_text(), os.uname().release)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Say what holds, lest a page that does not know this kernel hold nothing unnoticed."""
+    if config.getoption("--recorded") is not None:
+        count = len(config.stash[RECORDED])
+        terminalreporter.line(f"recorded here: {count} features that no test may skip for")

@@ -21,7 +21,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from report import HOST, read_results, render, render_text, shortcomings
+from report import HOST, missing_runs, read_results, render, render_text, shortcomings
 from run_in_kernel import cache_folder
 from runs import RUNS
 
@@ -123,8 +123,13 @@ def main() -> int:
     results = read_results(options.results, ran)
     print(f"\n{render_text(results)}", flush=True)
     if options.document:
-        options.document.write_text(render(results))
-        failed += shortcomings(results)
+        holes = missing_runs(results, ran)
+        if more or holes:
+            # Not over a page that tells of the whole tier.
+            print(f"matrix: {options.document} is as it was: this was only a part of it")
+        else:
+            options.document.write_text(render(results))
+        failed += [*holes, *shortcomings(results)]
     for cause in failed:
         print(f"matrix: failed: {cause}", flush=True)
     return int(bool(failed))

@@ -18,7 +18,7 @@ from pathlib import Path
 from results import HOST, Answer, Case, Kernel, Results, features_of, of_run, read_results
 from runs import ROOT_RUN, RUNS
 
-__all__ = ["HOST", "read_results", "render", "render_text", "shortcomings"]
+__all__ = ["HOST", "missing_runs", "read_results", "render", "render_text", "shortcomings"]
 
 TITLES = {
     ROOT_RUN: "As root",
@@ -205,6 +205,20 @@ def shortcomings(results: Results) -> list[str]:
                 elif case.outcome == "skipped" and probe_of(case) == "?":
                     found.append(f"{case.test} skipped by no probe on {kernel.title}, {run}")
     return found
+
+
+def missing_runs(results: Results, folders: Iterable[str]) -> list[str]:
+    """Return what a kernel's folder lacks: a guest leaves every run, the host root's at least."""
+    found = {
+        f"{HOST}-{kernel.release}" if kernel.is_host else kernel.release: runs
+        for kernel, runs in results.items()
+    }
+    return [
+        f"no result of the run {run} on {folder}"
+        for folder in folders
+        for run in ((ROOT_RUN,) if folder.startswith(HOST) else RUNS)
+        if run not in found.get(folder, {})
+    ]
 
 
 def render(results: Results) -> str:

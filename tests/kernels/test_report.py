@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from report import (
     ON_NO_MACHINE,
+    TITLES,
     Notes,
     feature_cell,
+    missing_runs,
     module_cell,
     needing,
     never_ran,
@@ -140,6 +142,15 @@ def test_a_failure_is_never_a_yes(results: Results) -> None:
     assert "test_b::test_bad failed on 6.18.44 (host), root" in shortcomings(results)
 
 
+def test_a_kernel_that_left_a_run_out_is_named(results: Results) -> None:
+    old, host = "5.10.0-46-cloud-amd64", "host-6.18.44"
+
+    assert missing_runs(results, [old, host, "6.1.0"]) == [
+        *(f"no result of the run {run} on {old}" for run in RUNS[1:]),
+        *(f"no result of the run {run} on 6.1.0" for run in RUNS),
+    ]
+
+
 def test_what_was_skipped_must_have_run_on_another_kernel(results: Results) -> None:
     assert never_ran(results) == {}
 
@@ -267,3 +278,7 @@ def test_the_page_has_a_row_for_each_module_and_each_feature_that_tests_name() -
     }, "make test-kernels writes the page anew"
     assert "failed**" not in page
     assert "| not asked |" not in page
+    assert "| - |" not in page
+    assert set(TITLES.values()) <= set(re.findall(r"^## (.+)$", page, re.MULTILINE))
+    kernels = features.partition("| feature |")[2].partition("\n")[0].strip(" |").split(" | ")
+    assert [kernel.rpartition(" ")[2] == "(host)" for kernel in kernels] == [False] * 4 + [True]

@@ -74,3 +74,16 @@ def test_a_register_would_be_found() -> None:
     assert FIELD_OF_REGISTERS.search("x = regs->di;")
     assert FIELD_OF_REGISTERS.search("((struct pt_regs *)regs) -> ax")
     assert not FIELD_OF_REGISTERS.search("PT_REGS_PARM1(ctx); cpu->regs")
+
+
+def test_wheels_are_configured_for_both_machines_and_both_libcs() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="python 3.11")
+    wheels = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["cibuildwheel"]
+
+    assert sorted(wheels["archs"]) == sorted(HEADERS)
+    assert {name.partition("-")[2] for name in wheels["build"]} == {"manylinux_*", "musllinux_*"}
+    for name in wheels["build"]:
+        select = f"*-{name.partition('-')[2]}"
+        packages = [each["before-all"] for each in wheels["overrides"] if each["select"] == select]
+        assert len(packages) == 1, select
+        assert {"clang", "llvm"} <= set(packages[0].split())

@@ -253,6 +253,19 @@ def test_a_test_that_ran_on_this_kernel_and_is_made_to_skip_fails(
 
     result.assert_outcomes(passed=1, failed=1, skipped=1)
     result.stdout.fnmatch_lines(["*probe thing: no: told so; but on a kernel of this version*"])
+    result.stdout.fnmatch_lines(["recorded here: 1 features that no test may skip for"])
+
+
+def test_a_kernel_test_is_not_let_fail(run_tier: RunTier) -> None:
+    result = run_tier("kernel", "@pytest.mark.xfail\ndef test_a(): assert 0\ndef test_b(): pass\n")
+
+    result.assert_outcomes(passed=1, failed=1)
+
+
+def test_ci_holds_this_kernel_to_the_page() -> None:
+    script = (Path(__file__).parents[2] / ".ci" / "run").read_text()
+
+    assert script.rstrip().endswith("test-tiers ARGS=--recorded=docs/kernels.md")
 
 
 SECOND = """
