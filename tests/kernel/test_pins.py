@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from harness.bpf_objects import held_objects, wait_until_gone
+from kerneltrace_core.doctor.sharing import pins_fact
+from kerneltrace_core.kernel.support import Verdict
 from kerneltrace_core.requests.sharing.folders import remove_stale
 from pin_members import ABI, BPFFS, folders, members, wait_until_unpinned
 
@@ -102,6 +104,25 @@ def test_the_next_start_removes_what_was_left_by_those_whose_watcher_was_killed_
 
     wait_until_unpinned(before)
     wait_until_gone(objects)
+
+
+@pytest.mark.any_kernel
+def test_the_doctor_names_pins_and_says_of_stale_ones_how_to_remove_them(before: set[Path]) -> None:
+    with members(1, PATH="/nowhere") as (unwatched,):
+        unwatched.told()
+        (folder,) = folders() - before
+        alive = pins_fact()
+        unwatched.kill()
+        stale = pins_fact()
+    removed = remove_stale()
+
+    assert alive.verdict is Verdict.YES
+    assert f"{folder.name} of uid {os.geteuid()}" in alive.reason
+    assert stale.verdict is Verdict.NO
+    assert f"nobody lives in {folder}" in stale.reason
+    assert str(folder) in stale.remedy
+    assert folder in removed
+    assert folder.name not in pins_fact().reason
 
 
 @pytest.mark.any_kernel

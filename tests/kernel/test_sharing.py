@@ -6,6 +6,7 @@ import json
 import os
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,20 @@ from harness.tiers import Require
 from tracer_scripts import TRACER, run, run_under
 
 pytestmark = [pytest.mark.kernel, pytest.mark.needs("thread_registration", "task_storage")]
+
+# What a script needs to be a member by the way of its name: prepare() in the parent, and OPTIONS.
+BY_WAY = """
+OPTIONS = {"share": "pins"} if WAY == "pins" else {}
+def prepare(children):
+    if WAY == "inherited":
+        assert preload(children)
+"""
+
+
+def run_by(way: str, script: str) -> dict[str, Any]:
+    """Run a script where its processes join by this way; there is room for four."""
+    whole = f"WAY = {way!r}\n" + BY_WAY + textwrap.dedent(script)
+    return run_under(4, whole) if way == "socket" else run(whole)
 
 
 def test_a_process_alone_has_its_own_copy_and_says_what_that_costs() -> None:
@@ -57,6 +72,101 @@ def test_pins_on_demand_are_shared_by_unrelated_processes(require: Require) -> N
     )
 
     assert found == {"mine": {"joined": "pins", "index": 0}, "theirs": "1\n", "count": 9}
+
+
+@pytest.mark.any_kernel
+@pytest.mark.parametrize("way", ["inherited", "pins", "socket"])
+def test_a_member_says_in_one_line_how_it_joined(way: str, require: Require) -> None:
+    require("bpffs")
+
+    found = run_by(
+        way,
+        """
+        prepare(2)
+
+        def member():
+            tracer = start(**OPTIONS)
+            counted = [count(on_loop(tracer, lambda: call(3))) for _ in range(2)]
+            side = tracer.health()["kernel_side"]
+            tracer.stop()
+            return [side, counted, [line for _, line in LINES.lines if "joined" in line]]
+
+        side, counted, lines = in_child(member)
+        tell(joined=side["joined"], index=side["index"], counted=counted, lines=lines)
+        """,
+    )
+
+    assert (found["joined"], found["counted"]) == (way, [3, 3])
+    assert found["lines"] == [
+        f"kernel tracing: joined shared programs by {way}, index {found['index']}"
+    ]
+
+
+DOCTOR = """
+from kerneltrace_core.doctor.sharing import joins_by_socket, kernel_side_fact
+def examined():
+    fact = kernel_side_fact()
+    return [fact.verdict.value, fact.reason, fact.remedy, joins_by_socket()]
+"""
+
+
+@pytest.mark.any_kernel
+def test_the_doctor_says_under_run_how_many_regions_are_taken() -> None:
+    found = run_under(
+        3,
+        DOCTOR
+        + """
+address = os.environ["KERNELTRACE_SOCKET"]
+before = examined()
+tracer = start()
+def joins_too():
+    start()
+    return examined()
+tell(address=address, before=before, one=examined(), two=in_child(joins_too))
+""",
+    )
+
+    address = found["address"]
+    for moment, taken in (("before", 0), ("one", 1), ("two", 2)):
+        reason = f"by socket {address}: {taken} of 3 regions taken"
+        assert found[moment] == ["yes", reason, "", True]
+
+
+@pytest.mark.any_kernel
+def test_the_doctor_names_a_socket_that_does_not_answer_and_the_remedy() -> None:
+    found = run(
+        DOCTOR
+        + """
+os.environ["KERNELTRACE_SOCKET"] = "/nowhere/socket"
+tell(examined=examined(), unset=joins_by_socket({}))
+"""
+    )
+
+    verdict, reason, remedy, joins = found["examined"]
+    assert (verdict, remedy) == ("no", "restart what runs kerneltrace run")
+    assert reason.startswith("/nowhere/socket: ")
+    assert "No such file" in reason
+    assert (joins, found["unset"]) == (False, False)
+
+
+@pytest.mark.any_kernel
+def test_the_doctor_says_what_a_child_of_a_master_that_preloaded_inherits() -> None:
+    found = run(
+        DOCTOR
+        + """
+before = examined()
+assert preload(3)
+def joins():
+    start()
+    return examined()
+tell(before=before, child=in_child(examined), member=in_child(joins))
+"""
+    )
+
+    assert found["child"] == ["yes", "inherited, from a pool of 3 regions", "", False]
+    # A member has given the rest up: what it forks inherits nothing.
+    assert found["member"] == found["before"]
+    assert found["before"][1].startswith("own copy")
 
 
 def test_forked_children_join_what_was_preloaded_and_hold_one_region_each() -> None:

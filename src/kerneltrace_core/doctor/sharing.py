@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 
 from kerneltrace_core.kernel.support import Support
@@ -21,6 +22,10 @@ def kernel_side_fact(environ: Mapping[str, str] = os.environ) -> Support:
         return Support.unknown(str(error))
     address = environ.get("KERNELTRACE_SOCKET", "")
     if not address:
+        inherited = sys.modules.get("kerneltrace_core.requests.sharing.inherited")
+        inheritance = None if inherited is None else inherited.inheritance()
+        if inheritance is not None:
+            return Support.yes(f"inherited, from a pool of {inheritance.regions} regions")
         if usable():
             return Support.yes("own copy; workers of one server share by pins in /sys/fs/bpf")
         return Support.yes("own copy in each process; kerneltrace run -- CMD shares one")

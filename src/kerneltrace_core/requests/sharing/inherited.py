@@ -37,6 +37,11 @@ class Inheritance:
         """Whether this is the process that loaded, not a child of it."""
         return self._pid == os.getpid()
 
+    @property
+    def regions(self) -> int:
+        """How many processes can join without a capability."""
+        return len(self._programs.region_fds)
+
     def reserve(self, spare: int) -> None:
         """Have so many regions free, in the master; blocks for 20 ms when some have to be made.
 
