@@ -189,6 +189,49 @@ def test_forked_children_join_what_was_preloaded_and_hold_one_region_each() -> N
     assert found["held"] < 40
 
 
+def test_who_loaded_may_be_killed_and_the_others_are_counted_on() -> None:
+    found = run(
+        """
+        from harness.bpf_objects import held_objects, wait_until_gone
+
+        def member(said, go, end):
+            tracer = start()
+            os.write(said, b"%d\\n" % os.getpid())
+            os.read(go, 1)
+            counted = count(on_loop(tracer, lambda: call(9)))
+            os.write(said, b"%d\\n" % counted)
+            os.read(end, 1)
+
+        # Who waits for a pipe that nobody writes to goes on when this process closes it.
+        said, go, end = (os.pipe() for _ in range(3))
+        master = os.fork()
+        if not master:
+            os.close(go[1])
+            os.close(end[1])
+            assert preload(2)
+            for _ in range(2):
+                if not os.fork():
+                    member(said[1], go[0], end[0])
+                    os._exit(0)
+            signal.pause()
+        os.close(said[1])
+        lines = open(said[0])
+        pids = [int(lines.readline()) for _ in range(2)]
+        objects = held_objects([master, *pids])
+        os.kill(master, signal.SIGKILL)
+        os.waitpid(master, 0)
+        os.close(go[1])
+        counts = [int(lines.readline()) for _ in range(2)]
+        held = held_objects(pids)
+        os.close(end[1])
+        wait_until_gone(objects)
+        tell(counts=counts, kinds=sorted({kind for kind, _ in held}), more=len(held - objects))
+        """
+    )
+
+    assert found == {"counts": [9, 9], "kinds": ["link_id", "map_id", "prog_id"], "more": 0}
+
+
 @pytest.mark.any_kernel
 def test_more_children_at_once_than_were_expected_make_room_for_themselves() -> None:
     found = run(
