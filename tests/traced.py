@@ -13,11 +13,15 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from harness.bpf_objects import held_objects
 from harness.pace import in_guest, time_factor
 from kerneltrace_core.requests import KernelStats, RequestTracer, TracerOptions, current, engine
 from kerneltrace_core.requests.measures import Measures
+
+if TYPE_CHECKING:
+    from multiprocessing.synchronize import Barrier
 
 NS_PER_MS = 1_000_000
 # The promise: within 1% or 100 us; in a guest the same work takes as much longer as all else.
@@ -244,3 +248,24 @@ def count_in_worker(times: int) -> int:
             os.getppid()
 
     return calls_of(on_loop(tracer, work))["getppid"]
+
+
+class AtOnce:
+    """What the workers of a pool begin with, so that each of them gets one task."""
+
+    barrier: Barrier
+
+    @classmethod
+    def begin(cls, barrier: Barrier) -> None:
+        """Note, in a worker, where all of them meet."""
+        cls.barrier = barrier
+
+
+def joined_in_worker(times: int) -> tuple[int, str, int, list[int]]:
+    """Count in a worker of ``AtOnce``; return the count, how and where it joined, and its links."""
+    counted = count_in_worker(times)
+    tracer = RequestTracer.shared(TracerOptions(backend="bpf", required=True))
+    side = tracer.health()["kernel_side"]
+    links = [number for kind, number in held_objects([os.getpid()]) if kind == "link_id"]
+    AtOnce.barrier.wait(30 * time_factor())
+    return counted, side["joined"], side["index"], sorted(links)

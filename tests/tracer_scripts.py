@@ -15,7 +15,7 @@ TRACER = """
 import asyncio, json, logging, multiprocessing, os, signal, subprocess, sys, threading, time
 from kerneltrace_core.requests import RequestTracer, TracerOptions
 from kerneltrace_core.requests.preload import preload, reserve
-from traced import calls_of, count_in_worker, in_thread, on_loop
+from traced import AtOnce, calls_of, count_in_worker, in_thread, joined_in_worker, on_loop
 
 class Lines(logging.Handler):
     def __init__(self):

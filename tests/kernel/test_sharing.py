@@ -385,23 +385,37 @@ def test_what_a_member_forks_in_the_middle_of_a_request_changes_nothing_of_it(
     assert found["member"] == [11, 3, 1, 3, 0, way]
 
 
-@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize(
+    ("method", "way"),
+    [
+        *(("fork", "pins"), ("forkserver", "pins"), ("spawn", "pins")),
+        ("fork", "inherited"),
+        *(("forkserver", "socket"), ("spawn", "socket")),
+    ],
+)
 @pytest.mark.any_kernel
-def test_workers_of_multiprocessing_share_one_side(method: str, require: Require) -> None:
+def test_workers_of_multiprocessing_share_one_side(method: str, way: str, require: Require) -> None:
     require("bpffs")
 
-    found = run(
+    found = run_by(
+        way,
         f"""
-        with multiprocessing.get_context({method!r}).Pool(3) as pool:
-            counts = pool.map(count_in_worker, range(10, 40, 5), chunksize=1)
-            folders = [n for n in os.listdir("/sys/fs/bpf") if n.startswith("kerneltrace-")]
+        prepare(3)
+        context = multiprocessing.get_context({method!r})
+        with context.Pool(3, AtOnce.begin, (context.Barrier(3),)) as pool:
+            workers = pool.map(joined_in_worker, [10, 15, 20], chunksize=1)
             pool.close()
             pool.join()
-        tell(counts=counts, folders=len(folders) >= 1)
-        """
+        tell(workers=workers)
+        """,
     )
 
-    assert found == {"counts": list(range(10, 40, 5)), "folders": True}
+    counts, ways, indexes, links = zip(*found["workers"], strict=True)
+    assert counts == (10, 15, 20)
+    assert ways == (way,) * 3
+    assert len(set(indexes)) == 3
+    # Each holds the same: nobody has loaded more.
+    assert links[0] == links[1] == links[2] != []
 
 
 @pytest.mark.any_kernel
