@@ -337,21 +337,26 @@ def test_room_is_made_ahead_for_children_that_have_no_privilege(require: Require
     assert found == {"joined": "inherited", "indexes": [0, 1, 2]}
 
 
-@pytest.mark.parametrize("way", ["inherited", pytest.param("pins", marks=pytest.mark.any_kernel)])
+@pytest.mark.parametrize(
+    "way",
+    [
+        "inherited",
+        pytest.param("pins", marks=pytest.mark.any_kernel),
+        pytest.param("socket", marks=pytest.mark.any_kernel),
+    ],
+)
 def test_what_a_member_forks_in_the_middle_of_a_request_changes_nothing_of_it(
     way: str, require: Require
 ) -> None:
     require("bpffs")
 
-    found = run(
-        f"""
-        WAY = {way!r}
-        if WAY == "inherited":
-            preload(3)
-        options = {{"share": "pins"}} if WAY == "pins" else {{}}
+    found = run_by(
+        way,
+        """
+        prepare(3)
 
         def member():
-            tracer = start(**options)
+            tracer = start(**OPTIONS)
 
             def work():
                 call(5)
@@ -379,7 +384,7 @@ def test_what_a_member_forks_in_the_middle_of_a_request_changes_nothing_of_it(
             return [count(stats), stats.forks, stats.execs, count(after), late, joined]
 
         tell(member=in_child(member))
-        """
+        """,
     )
 
     assert found["member"] == [11, 3, 1, 3, 0, way]
