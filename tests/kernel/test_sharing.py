@@ -337,6 +337,75 @@ def test_room_is_made_ahead_for_children_that_have_no_privilege(require: Require
     assert found == {"joined": "inherited", "indexes": [0, 1, 2]}
 
 
+# Whether this kernel updates a map of maps at several indexes at once, asked without the library:
+# BPF_MAP_UPDATE_BATCH with its keys, values, their count and the map.
+TAKES_BATCH = """
+import ctypes, platform, struct
+from harness.bpf_objects import BPF_NUMBER
+from kerneltrace_core._native import lib, maps, sharing
+
+def takes_batch(outer, fds):
+    numbers = ctypes.c_uint32 * len(fds)
+    keys, values = numbers(*range(len(fds))), numbers(*fds)
+    addresses = ctypes.addressof(keys), ctypes.addressof(values)
+    attr = struct.pack("=QQQQIIQQ", 0, 0, *addresses, len(fds), outer, 0, 0)
+    libc = ctypes.CDLL(None, use_errno=True)
+    return libc.syscall(BPF_NUMBER[platform.machine()], 26, attr, len(attr)) == 0
+"""
+
+
+def test_a_pool_is_filled_by_one_call_where_the_kernel_has_one_for_it() -> None:
+    found = run(
+        TAKES_BATCH
+        + """
+tracer = start()
+fds = [lib.create_region_map(4096) for _ in range(8)]
+batch = takes_batch(lib.create_outer_map(8, fds[0]), fds)
+
+def unnamed(stats):
+    # bpf(2) is none of the calls that are counted by name.
+    return calls_of(stats).get("other", 0)
+
+def calls_to_place(count):
+    outer = lib.create_outer_map(8, fds[0])
+    stats = on_loop(tracer, lambda: sharing.place_maps(outer, 0, fds[:count]))
+    placed = [sharing.read_element(outer, index, 4) for index in range(count)]
+    assert placed == [struct.pack("=I", maps.info(fd).id) for fd in fds[:count]]
+    return unnamed(stats)
+
+on_loop(tracer, lambda: None)
+tell(batch=batch, none=unnamed(on_loop(tracer, lambda: None)),
+     one=calls_to_place(1), all=calls_to_place(8))
+"""
+    )
+
+    # Each call waits for RCU. Where it is refused, one follows for each region.
+    assert (found["none"], found["one"]) == (0, 1)
+    assert found["all"] == (1 if found["batch"] else 1 + 8)
+
+
+@pytest.mark.any_kernel
+def test_what_is_preloaded_or_reserved_is_placed_at_once() -> None:
+    found = run(
+        """
+        from kerneltrace_core._native import sharing
+        real, placed = sharing.place_maps, []
+
+        def noted(outer_fd, first, inner_fds):
+            placed.append([first, len(inner_fds)])
+            real(outer_fd, first, inner_fds)
+
+        sharing.place_maps = noted
+        assert preload(4)
+        reserve(4)
+        reserve(7)
+        tell(placed=placed)
+        """
+    )
+
+    assert found == {"placed": [[0, 4], [4, 3]]}
+
+
 @pytest.mark.parametrize(
     "way",
     [
