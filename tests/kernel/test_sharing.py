@@ -594,9 +594,19 @@ def test_two_capabilities_are_enough_and_are_given_up(require: Require) -> None:
     two = "+bpf,+perfmon"
     script = TRACER + textwrap.dedent(
         """
+        # The bounding set stays: to take from it is another capability.
+        SETS = ("CapInh:", "CapPrm:", "CapEff:", "CapAmb:")
+
+        def held():
+            with open("/proc/self/status") as status:
+                lines = [line.split() for line in status]
+            return {int(line[1], 16) for line in lines if line[0] in SETS}
+
+        before = held()
         tracer = start(drop_capabilities=True)
+        left = held()
         tell(count=count(on_loop(tracer, lambda: call(9))), uid=os.getuid(),
-             status=tracer.health()["status"])
+             status=tracer.health()["status"], before=list(before), left=list(left))
         """
     )
     import subprocess
@@ -619,7 +629,10 @@ def test_two_capabilities_are_enough_and_are_given_up(require: Require) -> None:
     )
 
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {"count": 9, "uid": 65534, "status": "ok"}
+    found = json.loads(done.stdout)
+    # The bits of CAP_PERFMON, 38, and of CAP_BPF, 39.
+    assert (found.pop("before"), found.pop("left")) == ([3 << 38], [0])
+    assert found == {"count": 9, "uid": 65534, "status": "ok"}
 
 
 @pytest.mark.any_kernel
