@@ -173,7 +173,11 @@ def _be_helper(
             _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         broker = Broker(programs, listening, {0, identity.uid})
+        by_root = os.geteuid() == 0
         identity.assume(environment=False)
+        if not by_root:
+            # Who asks trusts root and its own user, and is told who was the last to listen.
+            listening.listen(BACKLOG)
         with suppress(OSError), open("/proc/self/comm", "w", encoding="ascii") as name:
             name.write("kerneltrace-run")
         os.write(writer, b"serving")
