@@ -13,7 +13,7 @@ import pytest
 from broker_scripts import BEGIN
 from harness.interpreters import AS_NOBODY, an_open_interpreter, open_interpreter, shared_path
 from harness.tiers import Require
-from tracer_scripts import TRACER, run, run_under
+from tracer_scripts import HOLDERS, TRACER, run, run_under
 
 pytestmark = [pytest.mark.kernel, pytest.mark.needs("thread_registration", "task_storage")]
 
@@ -299,6 +299,47 @@ def test_a_child_without_privilege_beyond_the_pool_says_so_and_goes_on(require: 
     # What it forked after it had joined inherits nothing more, and is told what it lacks.
     assert (count, backend, len(lines)) == (3, "procfs", 1)
     assert "CAP_BPF" in lines[0]
+
+
+@pytest.mark.any_kernel
+def test_a_sibling_without_privilege_that_finds_the_pool_full_is_told_to_have_more_prepared(
+    require: Require,
+) -> None:
+    require("capability:cap_setuid")
+
+    found = run(
+        HOLDERS
+        + """
+# While the library can be read.
+import gzip, platform
+import kerneltrace_core.kernel.privileges, kerneltrace_core.requests.procfs
+import kerneltrace_core.requests.shadow
+assert preload(1)
+
+def unprivileged():
+    os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
+    with open("/proc/self/status") as status:
+        caps = [int(line.split()[1], 16) for line in status if line[:6] in ("CapPrm", "CapEff")]
+    tracer = start(required=False)
+    side = tracer.health()["kernel_side"]
+    return [caps, tracer.backend, side, [line for level, line in LINES.lines if level != "INFO"]]
+
+go, held = holds(1)
+full = in_child(unprivileged)
+os.close(go)
+os.wait()
+tell(held=held, full=full, later=in_child(unprivileged))
+""",
+    )
+
+    caps, backend, side, lines = found["full"]
+    assert (found["held"], caps, backend, side) == (["inherited"], [0, 0], "procfs", {})
+    assert len(lines) == 1
+    assert "all 1 regions of its pool are taken" in lines[0]
+    assert "let the master prepare more" in lines[0]
+    assert "counting from /proc instead" in lines[0]
+    # The next one takes the seat that has become free.
+    assert found["later"] == [[0, 0], "bpf", {"joined": "inherited", "index": 0}, []]
 
 
 @pytest.mark.any_kernel

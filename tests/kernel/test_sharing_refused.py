@@ -5,25 +5,9 @@ from __future__ import annotations
 import pytest
 
 from harness.tiers import Require
-from tracer_scripts import run, run_under
+from tracer_scripts import HOLDERS, run, run_under
 
 pytestmark = [pytest.mark.kernel, pytest.mark.needs("thread_registration", "task_storage")]
-
-HOLDERS = """
-def holds(count, **options):
-    '''Fork so many that trace until the returned pipe is closed.'''
-    go, held = os.pipe(), []
-    for _ in range(count):
-        reader, writer = os.pipe()
-        if not os.fork():
-            os.close(go[1])
-            os.write(writer, start(**options).health()["kernel_side"]["joined"].encode())
-            os.read(go[0], 1)
-            os._exit(0)
-        os.close(writer)
-        held.append(os.read(reader, 20).decode())
-    return go[1], held
-"""
 
 
 def test_a_full_pool_of_run_degrades_to_procfs_with_one_line_that_names_the_remedy() -> None:
@@ -64,47 +48,6 @@ tell(held=held, mine=tracer.health()["kernel_side"]["joined"], warned=told("WARN
     )
 
     assert found == {"held": ["inherited"] * 4, "mine": "inherited", "warned": [], "count": 9}
-
-
-@pytest.mark.any_kernel
-def test_a_sibling_without_privilege_that_finds_the_pool_full_is_told_to_have_more_prepared(
-    require: Require,
-) -> None:
-    require("capability:cap_setuid")
-
-    found = run(
-        HOLDERS
-        + """
-# While the library can be read.
-import gzip, platform
-import kerneltrace_core.kernel.privileges, kerneltrace_core.requests.procfs
-import kerneltrace_core.requests.shadow
-assert preload(1)
-
-def unprivileged():
-    os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
-    with open("/proc/self/status") as status:
-        caps = [int(line.split()[1], 16) for line in status if line[:6] in ("CapPrm", "CapEff")]
-    tracer = start(required=False)
-    side = tracer.health()["kernel_side"]
-    return [caps, tracer.backend, side, [line for level, line in LINES.lines if level != "INFO"]]
-
-go, held = holds(1)
-full = in_child(unprivileged)
-os.close(go)
-os.wait()
-tell(held=held, full=full, later=in_child(unprivileged))
-""",
-    )
-
-    caps, backend, side, lines = found["full"]
-    assert (found["held"], caps, backend, side) == (["inherited"], [0, 0], "procfs", {})
-    assert len(lines) == 1
-    assert "all 1 regions of its pool are taken" in lines[0]
-    assert "let the master prepare more" in lines[0]
-    assert "counting from /proc instead" in lines[0]
-    # The next one takes the seat that has become free.
-    assert found["later"] == [[0, 0], "bpf", {"joined": "inherited", "index": 0}, []]
 
 
 def test_pins_with_every_index_taken_give_a_copy_of_its_own_with_one_line_that_names_the_cost(
