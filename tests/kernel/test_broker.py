@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
+import sys
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from broker_scripts import BEGIN
+from harness.forked import in_child
+from harness.nobody import NOBODY, as_nobody
+from harness.tiers import Require
+from kerneltrace_core.errors import KernelTraceError
+from kerneltrace_core.requests.sharing import handed
+from kerneltrace_core.requests.sharing.abi import abi_hash
+from kerneltrace_core.requests.sharing.offer import PROTOCOL, address_of, read_packet, write_packet
 from traced import run_python
 
 pytestmark = [pytest.mark.kernel, pytest.mark.needs("thread_registration", "task_storage")]
@@ -292,6 +306,96 @@ def test_what_becomes_another_program_gives_its_index_back() -> None:
     )
 
     assert found == {"lived": 1, "joined": 100}
+
+
+# ---- another user --------------------------------------------------------------------------
+
+ADDRESSES = pytest.mark.parametrize("abstract", [False, True], ids=["path", "abstract"])
+SERVES = """
+import sys
+from kerneltrace_core.cli import helper
+from kerneltrace_core.cli.__main__ import main
+if sys.argv[1] == "abstract":
+    helper._places = lambda identity: iter(())
+tell = 'echo "$KERNELTRACE_SOCKET"; read line'
+sys.exit(main(["run", "--required", "--processes", "1", "--", "sh", "-c", tell]))
+"""
+FOLDERS = ("RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR")
+
+
+@contextmanager
+def served(*, abstract: bool) -> Iterator[str]:
+    """Serve one region to root while the block runs, at a socket that anybody can reach."""
+    command = subprocess.Popen(
+        [sys.executable, "-c", SERVES, "abstract" if abstract else "path"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={name: text for name, text in os.environ.items() if name not in FOLDERS},
+    )
+    with command:  # which closes its input, and that ends it
+        assert command.stdout is not None
+        address = command.stdout.readline().strip()
+        assert address.startswith("@") == abstract
+        if not abstract:
+            Path(address).chmod(0o666)
+            Path(address).parent.chmod(0o711)
+        yield address
+
+
+def ask_for_a_region(address: str) -> tuple[bytes, int]:
+    """Return the answer to a valid request, and how many descriptors came with it."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection.settimeout(50)
+        connection.connect(address_of(address))
+        try:
+            connection.send(write_packet({"protocol": PROTOCOL, "abi": abi_hash(), "want": "join"}))
+            answer, fds, _, _ = socket.recv_fds(connection, 8192, 64)
+        except (BrokenPipeError, ConnectionResetError):  # closed before it was read
+            return b"", 0
+    return answer, len(fds)
+
+
+@ADDRESSES
+@pytest.mark.any_kernel
+def test_a_peer_of_another_user_gets_nothing_and_takes_nothing_from_the_pool(
+    abstract: bool, require: Require
+) -> None:
+    require("capability:cap_setuid")
+
+    def ask_as_both() -> tuple[tuple[bytes, int], tuple[bytes, int]]:
+        os.seteuid(NOBODY)
+        stranger = ask_for_a_region(address)
+        os.seteuid(0)
+        # What was offered to the stranger would be kept for it: it is still alive.
+        return stranger, in_child(lambda: ask_for_a_region(address))
+
+    with served(abstract=abstract) as address:
+        stranger, (answer, descriptors) = in_child(ask_as_both)
+
+    assert stranger == (b"", 0)
+    assert read_packet(answer)["ok"] is True
+    assert descriptors > 2
+
+
+@ADDRESSES
+@pytest.mark.any_kernel
+def test_a_server_of_another_user_is_refused_and_told_nothing(
+    abstract: bool, open_tmp_path: Path, require: Require
+) -> None:
+    require("capability:cap_setuid")
+    address = f"@kerneltrace-test-{os.getpid()}" if abstract else f"{open_tmp_path}/socket"
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as impostor:
+        impostor.bind(address_of(address))
+        as_nobody(impostor.listen, ())  # the kernel notes who listens, not who has made it
+        with pytest.raises(KernelTraceError, match=f"it is served by uid {NOBODY}, not by this"):
+            handed.join_handed(address)
+        connection, _ = impostor.accept()
+        with connection:
+            heard = connection.recv(8192)
+
+    assert heard == b""
 
 
 # ---- a hostile server ----------------------------------------------------------------------
