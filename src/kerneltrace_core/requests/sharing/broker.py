@@ -34,7 +34,10 @@ CLIENT_SECONDS = 2.0
 OFFER_SECONDS = 5.0
 # Who did not take an answer gets no other for so long: what it leaves unread stays in flight.
 SULKING_SECONDS = 60.0
-CLIENTS = 64
+# Who comes when there are so many takes the place of the oldest one, which has had its time for
+# a first word by then: until that is over the others wait in the backlog.
+CLIENTS = 256
+FIRST_WORD_SECONDS = 0.1
 BACKLOG = 256
 NO_DESCRIPTOR_PAUSE_SECONDS = 0.05
 LAST_LOOK_SECONDS = 0.2
@@ -51,6 +54,7 @@ class _Offered(NamedTuple):
 class _Client(NamedTuple):
     connection: socket.socket
     pid: int
+    safe_until: float
     until: float
     answered: bool
 
@@ -89,6 +93,7 @@ class Broker:
         self._offered: dict[int, _Offered] = {}
         self._sulking: dict[int, float] = {}
         self._clients: dict[int, _Client] = {}
+        self._accepts = False
         self._selector = selectors.DefaultSelector()
 
     # ---- the loop ---------------------------------------------------------------
@@ -96,10 +101,10 @@ class Broker:
     def serve(self, main_pidfd: int, grace_seconds: float = 2.0) -> None:
         """Serve; returns when the main process has ended and nobody was a member for the grace."""
         self._listening.setblocking(False)
-        self._selector.register(self._listening, selectors.EVENT_READ)
         self._selector.register(main_pidfd, selectors.EVENT_READ)
         main_ended, empty_since = False, 0.0
         while True:
+            self._accept_if_room(time.monotonic())
             for key, _ in self._selector.select(self._patience(main_ended)):
                 if key.fileobj is self._listening:
                     self._accept()
@@ -117,10 +122,24 @@ class Broker:
                     return
 
     def _patience(self, main_ended: bool) -> float | None:
-        ends = [client.until - time.monotonic() for client in self._clients.values()]
+        now = time.monotonic()
+        ends = [client.until - now for client in self._clients.values()]
+        if not self._accepts:
+            ends.append(self._oldest().safe_until - now)
         if main_ended:
             ends.append(LAST_LOOK_SECONDS)
         return max(0.0, min(ends)) if ends else None
+
+    def _oldest(self) -> _Client:
+        return next(iter(self._clients.values()))
+
+    def _accept_if_room(self, now: float) -> None:
+        accepts = len(self._clients) < CLIENTS or self._oldest().safe_until <= now
+        if accepts and not self._accepts:
+            self._selector.register(self._listening, selectors.EVENT_READ)
+        elif self._accepts and not accepts:
+            self._selector.unregister(self._listening)
+        self._accepts = accepts
 
     def _accept(self) -> None:
         try:
@@ -140,8 +159,10 @@ class Broker:
         if len(self._clients) >= CLIENTS:
             self._hang_up(next(iter(self._clients)))
         connection.setblocking(False)
-        until = time.monotonic() + CLIENT_SECONDS
-        self._clients[connection.fileno()] = _Client(connection, pid, until, False)
+        now = time.monotonic()
+        self._clients[connection.fileno()] = _Client(
+            connection, pid, now + FIRST_WORD_SECONDS, now + CLIENT_SECONDS, False
+        )
         self._selector.register(connection, selectors.EVENT_READ)
 
     def _hang_up(self, fd: int) -> None:

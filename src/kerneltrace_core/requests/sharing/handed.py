@@ -46,6 +46,8 @@ def ask(address: str, want: str, seconds: float = SECONDS) -> tuple[dict[str, An
     Waits for ``seconds`` at most for each of three steps. Raises KernelTraceError, OSError.
     """
     kind = socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC
+    # Made before: who has connected and says nothing makes room for others.
+    request = write_packet({"protocol": PROTOCOL, "abi": abi_hash(), "want": want})
     with socket.socket(socket.AF_UNIX, kind) as connection:
         # Not settimeout: that makes a connect to a full backlog fail at once.
         limit = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
@@ -56,7 +58,7 @@ def ask(address: str, want: str, seconds: float = SECONDS) -> tuple[dict[str, An
         # Who hands descriptors over decides what this process maps: nobody else may.
         if uid not in (0, os.geteuid()):
             raise KernelTraceError(f"ask {address}: it is served by uid {uid}, not by this user")
-        connection.send(write_packet({"protocol": PROTOCOL, "abi": abi_hash(), "want": want}))
+        connection.send(request)
         packet, fds, flags = _receive(connection)
     try:
         if flags & socket.MSG_CTRUNC:
