@@ -220,6 +220,76 @@ def test_a_member_can_neither_become_another_one_nor_be_charged_as_one() -> None
     assert found == {"stolen": [True, [None, None], [None] * 3, False, False], "mine": 100}
 
 
+@pytest.mark.any_kernel
+def test_a_member_holds_one_map_its_own_region_and_none_of_the_pool() -> None:
+    found = run(
+        """
+        from kerneltrace_core.requests.programs import REGION_BYTES
+
+        def maps_held():
+            held = []
+            for name in os.listdir("/proc/self/fdinfo"):
+                try:
+                    lines = open("/proc/self/fdinfo/" + name).read().splitlines()
+                except OSError:  # what listed them
+                    continue
+                told = dict(line.split(":", 1) for line in lines if ":" in line)
+                if "map_type" in told:
+                    held.append([int(told[n]) for n in ("map_type", "value_size", "max_entries")])
+            return held
+
+        before = maps_held()
+        mine = handed.join_handed(ADDRESS)
+        held = maps_held()
+        mine.close()
+        tell(before=before, held=held, after=maps_held(), region_bytes=REGION_BYTES)
+        """
+    )
+
+    array = 2  # BPF_MAP_TYPE_ARRAY; the map of all regions is of another type
+    assert found["held"] == [[array, found["region_bytes"], 1]]
+    assert (found["before"], found["after"]) == ([], [])
+
+
+@pytest.mark.any_kernel
+def test_an_index_behind_the_last_one_is_refused_and_harms_nobody() -> None:
+    found = run(
+        """
+        mine = handed.join_handed(ADDRESS)
+        register_fd = mine._register_fd
+        real, fds = handed.ask(ADDRESS, "join")  # what this process has already, with its key
+        for fd in fds:
+            os.close(fd)
+
+        def can_register(index):
+            try:
+                members.register(register_fd, index, 0)
+            except KernelTraceError:
+                return False
+            return True
+
+        # The second one is its own, to who looks at eight bits of it.
+        wrong = [256, 256 + mine.process, 1 << 16, 1 << 31, 2**32 - 1]
+        taken = [members.take_index(register_fd, i, k) for i in wrong for k in (0, real["key"])]
+        registered = [can_register(index) for index in wrong]
+        left = [members.quit_index(register_fd, index) for index in wrong]
+        tell(
+            same=real["process"] == mine.process, taken=taken, registered=registered, left=left,
+            mine=charged(mine), others=in_another_process(joins),
+        )
+        """
+    )
+
+    assert found == {
+        "same": True,
+        "taken": [None] * 10,
+        "registered": [False] * 5,
+        "left": [False] * 5,
+        "mine": 100,
+        "others": 100,
+    }
+
+
 def test_a_member_cannot_detach_the_programs_of_the_others() -> None:
     found = run(
         """
