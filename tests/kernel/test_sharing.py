@@ -500,6 +500,62 @@ def test_what_a_member_forks_in_the_middle_of_a_request_changes_nothing_of_it(
     assert found["member"] == [11, 3, 1, 3, 0, way]
 
 
+@pytest.mark.parametrize("way", ["inherited", "pins", "socket"])
+@pytest.mark.any_kernel
+def test_a_member_can_detach_nothing_neither_by_request_nor_by_closing_all_that_it_holds(
+    way: str, require: Require
+) -> None:
+    require("bpffs")
+    script = f"""
+        import ctypes, errno, struct
+        WAY = {way!r}
+        if WAY == "inherited":
+            preload(2)
+        options = {{"share": "pins"}} if WAY == "pins" else {{}}
+        BPF_LINK_DETACH, BPF = 34, {{"x86_64": 321}}.get(os.uname().machine, 280)
+        libc = ctypes.CDLL(None, use_errno=True)
+
+        def held(kind):
+            found = []
+            for name in os.listdir("/proc/self/fd"):
+                try:
+                    # The kernel writes bpf-link for what was opened by a pin, else bpf_link.
+                    what = os.readlink("/proc/self/fd/" + name).replace("-", "_")
+                except OSError:
+                    continue
+                if what.startswith("anon_inode:" + kind):
+                    found.append(int(name))
+            return found
+
+        def detach(fd):
+            done = libc.syscall(BPF, BPF_LINK_DETACH, struct.pack("II", fd, 0), 8)
+            return done == 0 or ctypes.get_errno() == errno.EOPNOTSUPP and "not supported"
+
+        def member():
+            side = start(**options).health()["kernel_side"]["joined"]
+            tried = [detach(fd) for fd in held("bpf_link")]
+            for fd in held("bpf"):
+                os.close(fd)
+            return [side, len(tried), list(set(tried)), held("bpf")]
+
+        tracer = start(**options)
+        before = count(on_loop(tracer, lambda: call(9)))
+        side, tried, said, left = in_child(member)
+        mine = tracer.health()["kernel_side"]["joined"]
+        after = count(on_loop(tracer, lambda: call(7)))
+        later = in_child(lambda: count(on_loop(start(**options), lambda: call(8))))
+        tell(side=side, tried=tried, said=said, left=left, mine=mine,
+             counts=[before, after, later])
+    """
+
+    found = run_under(3, script) if way == "socket" else run(script)
+
+    assert found["tried"] > 10
+    # The kernel knows the request, and links of these kinds have none such.
+    assert (found["said"], found["left"]) == (["not supported"], [])
+    assert (found["side"], found["mine"], found["counts"]) == (way, way, [9, 7, 8])
+
+
 @pytest.mark.parametrize(
     ("method", "way"),
     [
