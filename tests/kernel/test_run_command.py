@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from harness.interpreters import (
     open_interpreter,
     shared_path,
 )
+from harness.pace import stretched
 from harness.tiers import Require
 
 pytestmark = [pytest.mark.kernel, pytest.mark.needs("thread_registration", "task_storage")]
@@ -259,6 +261,60 @@ def test_the_helper_ends_with_the_command_and_all_that_it_loaded_goes(helper_of:
     assert len(objects) > 20
     wait_until_gone(objects)
     assert not Path(address).exists()
+
+
+def status_of(pid: int) -> dict[str, list[str]]:
+    """Return what /proc says of a process, by name."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {line.split(":")[0]: line.split(":")[1].split() for line in lines}
+
+
+@pytest.mark.parametrize("user", [None, "nobody"])
+@pytest.mark.any_kernel
+def test_the_helper_has_no_capability_and_is_the_user_that_the_command_is(
+    user: str | None, helper_of: Any, require: Require
+) -> None:
+    require("capability:cap_setuid")
+    uid = os.geteuid() if user is None else NOBODY
+    asked = () if user is None else ("--user", user)
+    process = start(*asked, *sh("echo $KERNELTRACE_SOCKET; read line"), cwd="/")
+    assert process.stdout is not None
+
+    status = status_of(helper_of(process.stdout.readline().strip()))
+    process.communicate("go\n", timeout=50)
+
+    capabilities = {name: status[name] for name in status if name.startswith("Cap")}
+    assert set(capabilities) >= {"CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"}
+    assert {int(mask, 16) for (mask,) in capabilities.values()} == {0}
+    assert (status["Uid"], status["Gid"]) == ([str(uid)] * 4, [str(uid)] * 4)
+    assert status["Name"] == ["kerneltrace-run"]
+
+
+@pytest.mark.any_kernel
+def test_the_helper_keeps_nothing_open_that_was_handed_to_the_command(helper_of: Any) -> None:
+    closes = """
+import os, sys
+os.close(int(sys.argv[1]))
+print(os.environ["KERNELTRACE_SOCKET"], flush=True)
+sys.stdin.read()
+"""
+    reader, writer = os.pipe()
+    with open(reader, "rb", buffering=0) as reads:
+        process = start(
+            *("--required", "--", open_interpreter() or sys.executable, "-c", closes, str(writer)),
+            pass_fds=(writer,),
+        )
+        os.close(writer)
+        assert process.stdout is not None
+        address = process.stdout.readline().strip()
+        # The command has closed its end, and whoever reads sees that, though the command goes on.
+        ended = select.select([reads], [], [], stretched(5))[0]
+        helper = helper_of(address)
+        links = [str(path.readlink()) for path in Path(f"/proc/{helper}/fd").iterdir()]
+        process.communicate(timeout=50)
+
+    assert ended == [reads]
+    assert {link.partition(":")[0] for link in links} == {"/dev/null", "socket", "anon_inode"}
 
 
 @pytest.mark.any_kernel

@@ -42,6 +42,7 @@ PREFIX = "kerneltrace-"
 # Between its bind and its listen a socket looks like one that nobody listens at.
 STARTING_SECONDS = 5.0
 FAILED = 1
+STANDARD_LAST = 2  # of input, output and error
 
 
 def start_helper(options: TracerOptions, identity: Identity, regions: int) -> str:
@@ -168,6 +169,10 @@ def _be_helper(
         for number in IGNORED:
             signal.signal(number, signal.SIG_IGN)
         _detach_from_terminal()
+        _close_all_but({writer, main_pidfd, listening.fileno(), *programs.fds()})
+        # As another user it may not.
+        with suppress(OSError), open("/proc/self/comm", "w", encoding="ascii") as name:
+            name.write("kerneltrace-run")
         # Answers that a client leaves unread count against the limit of their sender.
         with suppress(OSError, ValueError):
             _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -178,8 +183,6 @@ def _be_helper(
         if not by_root:
             # Who asks trusts root and its own user, and is told who was the last to listen.
             listening.listen(BACKLOG)
-        with suppress(OSError), open("/proc/self/comm", "w", encoding="ascii") as name:
-            name.write("kerneltrace-run")
         os.write(writer, b"serving")
         os.close(writer)
         broker.serve(main_pidfd)
@@ -196,6 +199,14 @@ def _be_helper(
 def _detach_from_terminal() -> None:
     """Whoever reads the command's output must see its end, so nothing of it may stay open here."""
     nothing = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
+    for standard in range(STANDARD_LAST + 1):
         os.dup2(nothing, standard)
     os.chdir("/")
+
+
+def _close_all_but(needed: set[int]) -> None:
+    """Close what was handed to the command: who reads a pipe of it must see its end as well."""
+    for fd in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
+        if fd > STANDARD_LAST and fd not in needed:
+            with suppress(OSError):  # what has listed them
+                os.close(fd)

@@ -160,6 +160,13 @@ class LoadedPrograms:
         """Return the descriptors of the links by program; they are kept here."""
         return {program: link.fd for program, link in self._links.items()}
 
+    def fds(self) -> list[int]:
+        """Return the descriptors of all that is kept here, attached programs' links too."""
+        return [*self._kept_fds(), *self.link_fds().values()]
+
+    def _kept_fds(self) -> tuple[int, ...]:
+        return self.register_fd, self.members_fd, self.regions_fd, *self.region_fds.values()
+
     def close(self) -> None:
         """Detach, unless other processes hold the links too, and free. May be repeated."""
         if not self.closed:
@@ -176,7 +183,6 @@ class LoadedPrograms:
         self.closed = True
         while self._links:
             self._links.popitem()[1].end()  # the newest first
-        kept = (self.register_fd, self.members_fd, self.regions_fd, *self.region_fds.values())
-        for fd in kept:
+        for fd in self._kept_fds():
             os.close(fd)
         self.region_fds.clear()
