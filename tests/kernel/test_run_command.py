@@ -317,6 +317,27 @@ sys.stdin.read()
     assert {link.partition(":")[0] for link in links} == {"/dev/null", "socket", "anon_inode"}
 
 
+@pytest.mark.parametrize("closed", ["0>&-", "1>&- 2>&-", "0>&- 1>&- 2>&-"])
+@pytest.mark.any_kernel
+def test_standard_streams_that_are_closed_stay_so_and_the_helper_serves(
+    closed: str, open_tmp_path: Path
+) -> None:
+    script = f"""
+held = [fd for fd in range(3) if os.path.exists(f"/proc/self/fd/{{fd}}")]
+sys.stdout = open("{open_tmp_path}/told", "w")
+tell(n=joins(), held=held)
+"""
+
+    status, _, err = run(
+        *("--required", "--", open_interpreter() or sys.executable, "-c", BEGIN + script),
+        before=("sh", "-c", f'exec "$@" {closed}', "sh"),
+    )
+
+    assert (status, err) == (0, "")
+    found = json.loads((open_tmp_path / "told").read_text())
+    assert found == {"n": 100, "held": [fd for fd in range(3) if f"{fd}>" not in closed]}
+
+
 @pytest.mark.any_kernel
 def test_members_go_on_when_the_helper_is_killed_and_later_ones_do_without(helper_of: Any) -> None:
     script = """

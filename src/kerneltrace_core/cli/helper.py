@@ -51,6 +51,7 @@ def start_helper(options: TracerOptions, identity: Identity, regions: int) -> st
     Blocks for 60 ms and more with many regions. The helper serves this process, which it takes to
     become the command. Raises KernelTraceError, OSError; leaves nothing.
     """
+    _fill_standard()
     programs = LoadedPrograms.load(
         options.probes, timed=options.syscalls == "time", regions=regions
     )
@@ -67,6 +68,16 @@ def start_helper(options: TracerOptions, identity: Identity, regions: int) -> st
         undo.pop_all()
     # What this process has of it closes when it executes the command; the folder is the helper's.
     return address
+
+
+def _fill_standard() -> None:
+    """Let nothing of ours become a closed standard stream: the helper replaces those.
+
+    For the command they are closed again: nothing that Python opens is inherited.
+    """
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= STANDARD_LAST:
+        pass
+    os.close(fd)
 
 
 def _listen(identity: Identity) -> tuple[str | None, str, socket.socket]:

@@ -100,9 +100,10 @@ def execute(given: argparse.Namespace) -> int:
 def _become(command: list[str]) -> int:
     for ignored in PYTHON_IGNORES:
         signal.signal(ignored, signal.SIG_DFL)
-    with suppress(OSError, ValueError):
-        sys.stdout.flush()
-        sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # it was closed when this process started
+            with suppress(OSError, ValueError):
+                stream.flush()
     try:
         os.execvp(command[0], command)
     except FileNotFoundError:
