@@ -73,6 +73,65 @@ tell(held=held, mine=tracer.health()["kernel_side"]["joined"], warned=told("WARN
     assert "makes every system call on this machine about 0.1 us slower" in found["warned"][0]
 
 
+ANOTHER_VERSION = """
+from kerneltrace_core.requests.sharing import handed
+handed.abi_hash = lambda: "0123456789abcdef"
+"""
+
+
+@pytest.mark.any_kernel
+def test_a_worker_of_another_version_than_runs_degrades_to_procfs_with_one_line_that_says_so() -> (
+    None
+):
+    found = run_under(
+        2,
+        ANOTHER_VERSION
+        + """
+tracer = start(required=False)
+stats = on_loop(tracer, lambda: call(3))
+tell(backend=stats.backend, lines=told("WARNING"), links=links(), served=stats.wall_ns > 0)
+""",
+    )
+
+    assert (found["backend"], found["links"], found["served"]) == ("procfs", 0, True)
+    (line,) = found["lines"]
+    assert "the programs that were loaded are another version's (ABI " in line
+    assert "asked for 0123456789abcdef): restart what runs kerneltrace run" in line
+    assert "counting from /proc instead" in line
+
+
+def test_a_worker_of_another_version_than_runs_goes_the_next_way_with_one_line_that_says_so() -> (
+    None
+):
+    found = run(
+        ANOTHER_VERSION
+        + """
+TELL = 'echo "$KERNELTRACE_SOCKET"; read line'
+server = subprocess.Popen(
+    [sys.executable, "-m", "kerneltrace_core.cli", "run", "--required", "--processes", "1", "--",
+     "sh", "-c", TELL],
+    stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+)
+assert preload(1)
+
+def worker():
+    tracer = start()
+    side = tracer.health()["kernel_side"]["joined"]
+    return [side, told("WARNING"), count(on_loop(tracer, lambda: call(9)))]
+
+with server:
+    os.environ["KERNELTRACE_SOCKET"] = server.stdout.readline().strip()
+    side, lines, counted = in_child(worker)
+tell(side=side, lines=lines, counted=counted)
+"""
+    )
+
+    assert (found["side"], found["counted"]) == ("inherited", 9)
+    (line,) = found["lines"]
+    assert "the programs that were loaded are another version's (ABI " in line
+    assert line.endswith("; joined by inherited instead")
+
+
 @pytest.mark.parametrize("moment", ["before it is asked", "while it is asked"])
 def test_a_helper_that_is_killed_while_it_hands_over_is_told_of_in_one_line(moment: str) -> None:
     found = run_under(

@@ -11,7 +11,9 @@ import pytest
 pytest.importorskip("kerneltrace_core._native.lib", reason="the compiled part is missing")
 
 from kerneltrace_core.errors import FormatError, KernelTraceError
+from kerneltrace_core.requests import layout
 from kerneltrace_core.requests.plan import EVERY_TRACEPOINT, Plan, plan_programs
+from kerneltrace_core.requests.sharing import abi
 from kerneltrace_core.requests.sharing.offer import (
     Offer,
     PoolFullError,
@@ -95,6 +97,27 @@ def test_a_plan_is_the_same_when_it_is_told_by_its_programs(
     assert set(again.programs) == set(plan.programs)
     assert (again.groups, set(again.missing)) == (plan.groups, set(plan.missing))
     assert again.measures() == plan.measures()
+
+
+def test_the_hash_tells_apart_what_may_not_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(abi, "builtin_object", lambda name: name.encode())
+    plain = abi.abi_hash()
+
+    found = {plain, abi.abi_hash(ALL, True), abi.abi_hash(ALL, False), abi.abi_hash(ALL[:1], True)}
+    with monkeypatch.context() as changed:
+        changed.setattr(layout, "ABI", layout.ABI + 1)
+        found.add(abi.abi_hash())
+    monkeypatch.setattr(abi, "builtin_object", lambda name: name.encode() + b"\0")
+    found.add(abi.abi_hash())
+
+    assert len(found) == 6
+    assert {len(each) for each in found} == {16}
+
+
+def test_the_hash_is_the_same_for_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(abi, "builtin_object", lambda name: name.encode())
+
+    assert abi.abi_hash(ALL, True) == abi.abi_hash(tuple(ALL), True)
 
 
 def without_servers(monkeypatch: pytest.MonkeyPatch) -> None:
