@@ -40,6 +40,9 @@ tracer.stop()
 print(json.dumps({
     "pid": os.getpid(), "backend": health["backend"], "counts": counts, "warned": lines,
     "joined": health["kernel_side"].get("joined"),
+    "address": os.environ.get("KERNELTRACE_SOCKET", ""),
+    "writable": [path for path in json.loads(os.environ["CLAIMED_READ_ONLY"])
+                 if not os.statvfs(path).f_flag & os.ST_RDONLY],
 }))
 """
 UNDER_RUN = """
@@ -47,6 +50,7 @@ import sys
 from kerneltrace_core.cli.__main__ import main
 sys.exit(main(["run", "--required", "--processes", "2", "--", sys.executable, "-c", sys.argv[1]]))
 """
+CLAIMED_READ_ONLY = ["/", "/tmp", "/run", "/dev/shm", "/var/tmp"]
 EXACT = {"backend": "bpf", "counts": [40, 40], "warned": []}
 
 NAMESPACES = {
@@ -65,6 +69,7 @@ NAMESPACES = {
 def traced(*before: str, script: str = SCRIPT, arguments: tuple[str, ...] = ()) -> dict[str, Any]:
     environment = {n: t for n, t in os.environ.items() if not n.startswith("KERNELTRACE_S")}
     environment["PYTHONDONTWRITEBYTECODE"] = "1"
+    environment["CLAIMED_READ_ONLY"] = json.dumps(CLAIMED_READ_ONLY)
     said = run_python(script, *arguments, before=before, env=environment)
     found: dict[str, Any] = json.loads(said.splitlines()[-1])
     return found
@@ -84,6 +89,7 @@ def test_numbers_are_exact_inside_a_namespace(name: str, require: Require) -> No
 
     assert {key: found[key] for key in EXACT} == EXACT
     assert (found["pid"] == 1) == (name in ("pid", "all"))
+    assert (found["writable"] == []) == (name in ("read-only", "all"))
 
 
 @pytest.mark.parametrize("name", ["pid", "read-only", "all"])
@@ -97,6 +103,9 @@ def test_a_container_whose_entry_point_is_run_needs_no_capability_in_the_server(
 
     assert {key: found[key] for key in EXACT} == EXACT
     assert found["joined"] == "socket"
+    # Where no folder can be written to the socket has a name that is none of the file system.
+    assert (found["writable"] == []) == (name != "pid")
+    assert found["address"].startswith("/" if name == "pid" else "@")
 
 
 def test_a_user_namespace_is_named_as_the_cause(require: Require) -> None:
@@ -167,7 +176,10 @@ def test_dockers_default_filter_with_both_capabilities_added_changes_nothing(
 ) -> None:
     require("libseccomp", probe=libseccomp)
 
-    assert {**traced(*filtered(DENIED)), "pid": 0} == {**EXACT, "joined": "own", "pid": 0}
+    found = traced(*filtered(DENIED))
+
+    assert {key: found[key] for key in EXACT} == EXACT
+    assert found["joined"] == "own"
 
 
 @pytest.mark.any_kernel
