@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ tracer.stop()
 print(json.dumps({
     "pid": os.getpid(), "backend": health["backend"], "counts": counts, "warned": lines,
     "joined": health["kernel_side"].get("joined"),
+    "groups": open("/proc/self/cgroup").read().splitlines(),
     "address": os.environ.get("KERNELTRACE_SOCKET", ""),
     "writable": [path for path in json.loads(os.environ["CLAIMED_READ_ONLY"])
                  if not os.statvfs(path).f_flag & os.ST_RDONLY],
@@ -136,17 +138,17 @@ def hierarchy(version: str) -> Path | None:
     return None
 
 
-@pytest.fixture
-def cgroup(request: pytest.FixtureRequest, require: Require) -> Iterator[Path]:
-    """Make a control group of the version asked for."""
-    root = hierarchy(request.param)
+@contextmanager
+def a_group(version: str, require: Require) -> Iterator[Path]:
+    """Make a control group of a version, which is to be empty again at the end of the block."""
+    root = hierarchy(version)
 
     def probe() -> Support:
         if root is None or not os.access(root, os.W_OK):
-            return Support.no(f"no cgroup {request.param} hierarchy to write to")
+            return Support.no(f"no cgroup {version} hierarchy to write to")
         return Support.yes()
 
-    require(f"cgroup {request.param}", probe=probe)
+    require(f"cgroup {version}", probe=probe)
     assert root is not None
     folder = root / f"kerneltrace-test-{os.getpid()}"
     folder.mkdir()
@@ -154,6 +156,13 @@ def cgroup(request: pytest.FixtureRequest, require: Require) -> Iterator[Path]:
         yield folder
     finally:
         folder.rmdir()
+
+
+@pytest.fixture
+def cgroup(request: pytest.FixtureRequest, require: Require) -> Iterator[Path]:
+    """Make a control group of the version asked for."""
+    with a_group(request.param, require) as folder:
+        yield folder
 
 
 @pytest.mark.parametrize(
@@ -165,6 +174,21 @@ def test_numbers_are_exact_in_a_control_group(cgroup: Path) -> None:
     found = traced("sh", "-c", join, "sh")
 
     assert {key: found[key] for key in EXACT} == EXACT
+    assert any(line.endswith(f"/{cgroup.name}") for line in found["groups"])
+
+
+def test_numbers_are_exact_in_groups_of_both_versions_at_once_where_the_host_is_hybrid(
+    require: Require,
+) -> None:
+    with a_group("v1", require) as older, a_group("v2", require) as newer:
+        join = f'echo $$ > {older}/cgroup.procs && echo $$ > {newer}/cgroup.procs && exec "$@"'
+
+        found = traced("sh", "-c", join, "sh")
+
+    assert {key: found[key] for key in EXACT} == EXACT
+    # The one hierarchy of version 2 has number 0.
+    joined = [line for line in found["groups"] if line.endswith(f"/{newer.name}")]
+    assert sorted(line.startswith("0::") for line in joined) == [False, True]
 
 
 # ---- seccomp -------------------------------------------------------------------------------------
