@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import ctypes
+import json
+import os
 import platform
+import shutil
 import struct
+import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from harness.leaks import MARK, carries, processes
 from harness.pace import time_factor
 
 BPF_NUMBER = {"x86_64": 321, "aarch64": 280, "riscv64": 280}
 # The commands of bpf(2) that return the next id, and what fdinfo calls an id of the kind.
 NEXT_ID = {"prog_id": 11, "map_id": 12, "link_id": 31}
+BPFTOOL = {"prog_id": "prog", "map_id": "map", "link_id": "link"}
 GONE_SECONDS = 20.0
 
 Objects = set[tuple[str, int]]
@@ -35,6 +42,18 @@ def all_objects() -> Objects:
     return found
 
 
+def objects_by_bpftool() -> Objects:
+    """Return the same as bpftool lists it; nothing where it is not installed, or lists no such."""
+    found: Objects = set()
+    for kind, noun in BPFTOOL.items() if shutil.which("bpftool") else ():
+        done = subprocess.run(
+            ["bpftool", "-j", noun, "list"], capture_output=True, text=True, check=False
+        )
+        if done.returncode == 0:
+            found |= {(kind, entry["id"]) for entry in json.loads(done.stdout)}
+    return found
+
+
 def held_objects(pids: Iterable[int]) -> Objects:
     """Return the objects that processes hold by descriptors at this moment."""
     found: Objects = set()
@@ -53,6 +72,35 @@ def held_objects(pids: Iterable[int]) -> Objects:
                 if name in NEXT_ID and int(value) > 0:
                     found.add((name, int(value)))
     return found
+
+
+def strangers() -> Iterator[int]:
+    """Yield the processes that no test of this session has started."""
+    mark = os.environ[MARK]
+    for path in processes():
+        if int(path.name) != os.getpid() and not carries(path, mark):
+            yield int(path.name)
+
+
+@contextmanager
+def nothing_new_remains() -> Iterator[None]:
+    """Fail if there are more objects on this machine after the block than before it, whosever.
+
+    By their ids, for a count is equal also if one has gone and another has come. The block ends
+    all that it starts: what comes later, or is held by a process of somebody else, is not its own.
+    """
+    before = all_objects()
+    yield
+    for listed in (all_objects, objects_by_bpftool):
+        _wait_until_none_of(listed, listed() - before)
+
+
+def _wait_until_none_of(listed: Callable[[], Objects], new: Objects) -> None:
+    end = time.monotonic() + GONE_SECONDS * time_factor()
+    while new:
+        assert time.monotonic() < end, f"new by {listed.__name__}: {sorted(new)}"
+        time.sleep(0.05)
+        new = (new & listed()) - held_objects(strangers())
 
 
 def wait_until_gone(objects: Objects) -> None:

@@ -9,8 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from harness.bpf_objects import descendants, held_objects, wait_until_gone
-from harness.deadlines import time_factor
+from harness.bpf_objects import (
+    descendants,
+    held_objects,
+    nothing_new_remains,
+    wait_until_gone,
+)
+from harness.pace import time_factor
 from integration.served.servers import GUNICORN, Kind, started
 from integration.shared.killing import survive
 from integration.shared.kinds import CONF, RUN, SITE, UVICORN
@@ -30,7 +35,10 @@ KIND = Kind("gunicorn", f"{GUNICORN} {CONF} --workers {WORKERS} {SITE}", WORKERS
 def test_random_kills_under_load_leave_the_survivors_exact_and_nothing_behind(
     before: tuple[str, ...], open_tmp_path: Path
 ) -> None:
-    with started(KIND, open_tmp_path, ready="/health", before=before) as server:
+    with (
+        nothing_new_remains(),
+        started(KIND, open_tmp_path, ready="/health", before=before) as server,
+    ):
         survive(server, KILLS, WORKERS, seed=len(before))
 
 
@@ -69,18 +77,19 @@ def test_all_killed_at_once_leave_nothing(way: str, open_tmp_path: Path) -> None
     name = "uvicorn --workers" if way == "pins" else "gunicorn"
     pins = set(BPFFS.glob(f"kerneltrace-{os.geteuid()}-*"))
 
-    with started(
-        SERVERS[name][0], open_tmp_path, ready="/health", before=RUN if way == "socket" else ()
-    ) as server:
+    with (
+        nothing_new_remains(),
+        started(
+            SERVERS[name][0], open_tmp_path, ready="/health", before=RUN if way == "socket" else ()
+        ) as server,
+    ):
         healths = wait_until_traced(server, SERVERS[name][0].workers)
         processes = descendants(server.process.pid)
-        objects = held_objects(processes)
         os.killpg(server.process.pid, signal.SIGKILL)
         server.process.wait(20)
 
     assert {health["kernel_side"]["joined"] for health in healths.values()} == {way}
     assert len(processes) > 2
-    wait_until_gone(objects)
     deadline = time.monotonic() + 20
     while set(BPFFS.glob(f"kerneltrace-{os.geteuid()}-*")) - pins:
         assert time.monotonic() < deadline

@@ -8,10 +8,11 @@ import random
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from harness.bpf_objects import held_objects, wait_until_gone
+from harness.bpf_objects import held_objects, nothing_new_remains, wait_until_gone
 from harness.interpreters import AS_NOBODY, NOBODY, an_open_interpreter, open_interpreter
 from harness.tiers import Require
 from kerneltrace_core.requests.sharing.folders import remove_stale
@@ -34,10 +35,8 @@ def before(require: Require) -> set[Path]:
     return folders()
 
 
-@pytest.mark.deadline(60 + KILLS)
-def test_random_kills_of_those_that_join_leave_the_others_exact_and_nothing_behind(
-    before: set[Path],
-) -> None:
+def kill_at_random_while_they_join() -> list[dict[str, Any]]:
+    """Kill members, at last all of them; return what the last ones that lived told."""
     choice = random.Random(7)
     alive: list[Member] = []
     try:
@@ -46,17 +45,21 @@ def test_random_kills_of_those_that_join_leave_the_others_exact_and_nothing_behi
                 alive.append(Member())
             time.sleep(choice.random() * LONGEST_SECONDS)
             alive.pop(choice.randrange(len(alive))).kill()
-        told = [member.told() for member in alive]
-        objects = held_objects(member.pid for member in alive)
-        for member in alive:
-            member.kill()
+        return [member.told() for member in alive]
     finally:
         for member in alive:
             member.kill()
 
+
+@pytest.mark.deadline(60 + KILLS)
+def test_random_kills_of_those_that_join_leave_the_others_exact_and_nothing_behind(
+    before: set[Path],
+) -> None:
+    with nothing_new_remains():
+        told = kill_at_random_while_they_join()
+        wait_until_unpinned(before)
+
     assert [found.get("count") for found in told] == [100] * (AT_ONCE - 1), told
-    wait_until_unpinned(before)
-    wait_until_gone(objects)
 
 
 def test_those_who_come_while_the_last_ones_go_are_each_exact(before: set[Path]) -> None:
