@@ -39,7 +39,7 @@ def test_random_kills_under_load_leave_the_survivors_exact_and_nothing_behind(
         nothing_new_remains(),
         started(KIND, open_tmp_path, ready="/health", before=before) as server,
     ):
-        survive(server, KILLS, WORKERS, seed=len(before))
+        survive(server, KILLS, seed=len(before))
 
 
 RECYCLING = {

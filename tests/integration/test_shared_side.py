@@ -10,9 +10,9 @@ import pytest
 
 from harness.bpf_objects import descendants, held_objects, wait_until_gone
 from harness.tiers import Require
-from integration.served.servers import Server, end, started
+from integration.served.servers import end, started
 from integration.shared.kinds import RUN, WORKERS
-from integration.shared.traffic import Traffic, rows, wait_until_traced
+from integration.shared.traffic import Traffic, check_truth, wait_until_traced
 
 pytestmark = pytest.mark.integration
 
@@ -32,20 +32,6 @@ def wait_until_unpinned(before: set[str]) -> None:
         time.sleep(0.05)
 
 
-def check_truth(server: Server, traffic: Traffic, requests: int) -> None:
-    """Serve requests; every one of them is counted exactly, in whichever worker."""
-    for _ in range(requests):
-        traffic.one()
-    assert traffic.failed == {}
-    deadline = time.monotonic() + 10
-    while len(counted := rows(server.folder, "counted")) < requests:
-        assert time.monotonic() < deadline, (len(counted), server.said())
-        time.sleep(0.02)
-    wrong = [row for row in counted if row["counted"] not in (None, row["done"])]
-    assert wrong == []
-    assert sum(row["counted"] is not None for row in counted) >= requests // 2
-
-
 @pytest.mark.parametrize("name", WORKERS)
 def test_workers_share_one_kernel_side_and_count_exactly(
     name: str, open_tmp_path: Path, require: Require
@@ -57,7 +43,7 @@ def test_workers_share_one_kernel_side_and_count_exactly(
     with started(kind, open_tmp_path, ready="/health") as server:
         healths = wait_until_traced(server, kind.workers)
         objects = held_objects(descendants(server.process.pid))
-        check_truth(server, Traffic(server, 1), 20 * kind.workers)
+        check_truth(server, Traffic(server, 1), healths)
 
     assert {health["kernel_side"]["joined"] for health in healths.values()} == {how}
     indexes = [health["kernel_side"]["index"] for health in healths.values()]
@@ -82,7 +68,7 @@ def test_workers_without_any_capability_join_what_was_handed_over(
             status = Path(f"/proc/{pid}/status").read_text()
             sets = [line.split()[1] for line in status.splitlines() if line.startswith("Cap")]
             assert {int(mask, 16) for mask in sets} == {0}
-        check_truth(server, Traffic(server, 2), 20 * kind.workers)
+        check_truth(server, Traffic(server, 2), healths)
         end(server.process)
 
     assert {health["kernel_side"]["joined"] for health in healths.values()} == {"socket"}
@@ -110,7 +96,7 @@ def test_a_reload_of_the_application_finds_the_kernel_side_again(
             time.sleep(0.4)
         server.wait_for_another_worker("/health", next(iter(old)))
         new = wait_until_traced(server, 1)
-        check_truth(server, Traffic(server, 3), 10)
+        check_truth(server, Traffic(server, 3), new)
 
     assert set(old).isdisjoint(new)
     assert {health["kernel_side"]["joined"] for health in (*old.values(), *new.values())} == {way}

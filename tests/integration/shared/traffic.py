@@ -8,8 +8,8 @@ import json
 import random
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ from harness.pace import time_factor
 from integration.served.servers import ANSWER_SECONDS, Server
 
 READY_SECONDS = 60.0
+# What each worker has to have served, by so many clients at once, before it is judged.
+ENOUGH_ROWS = 10
+CLIENTS = 8
 
 Row = dict[str, Any]
 
@@ -50,11 +53,14 @@ class Traffic:
 
     def __init__(self, server: Server, seed: int) -> None:
         self._server = server
-        self._numbers = itertools.count(1)
+        self._ids = (f"s{seed}r{number}" for number in itertools.count(1))
         self._random = random.Random(seed)
         self._stop = threading.Event()
+        self._lock = threading.Lock()
         self.answered: set[str] = set()
         self.failed: dict[str, str] = {}
+        # From when to when each of those took.
+        self.failed_at: dict[str, tuple[float, float]] = {}
 
     def _ask(self) -> None:
         while not self._stop.is_set():
@@ -62,10 +68,12 @@ class Traffic:
 
     def one(self) -> None:
         """Send one request and remember what became of it."""
-        number = f"r{next(self._numbers)}"
+        with self._lock:
+            number = next(self._ids)
         kind = self._random.choice(("calls", "thread"))
         address = "127.0.0.1", self._server.port
         connection = http.client.HTTPConnection(*address, timeout=ANSWER_SECONDS)
+        began = time.monotonic()
         try:
             path = f"/{kind}/{self._random.randrange(1, 400)}/{number}"
             connection.request("GET", path, headers={"connection": "close"})
@@ -75,6 +83,7 @@ class Traffic:
             self.answered.add(number)
         except (OSError, http.client.HTTPException) as error:
             self.failed[number] = repr(error)
+            self.failed_at[number] = began, time.monotonic()
         finally:
             connection.close()
 
@@ -90,3 +99,55 @@ class Traffic:
             self._stop.set()
             for thread in running:
                 thread.join()
+
+
+def wait_until_settled(server: Server, workers: Callable[[], list[int]]) -> dict[int, Row]:
+    """Return the health of each worker, once all trace and none serves anybody but who asks."""
+    found: dict[int, Row] = {}
+    end = time.monotonic() + READY_SECONDS * time_factor()
+    while True:
+        alive = set(workers())
+        quiet = {pid for pid in alive if found.get(pid, {}).get("requests_open") == 1}
+        if quiet == alive and len(alive) == server.kind.workers:
+            return {pid: found[pid] for pid in alive}
+        assert time.monotonic() < end, f"{alive} {found}\n{server.said()}"
+        with suppress(OSError, ValueError, http.client.HTTPException):
+            answer = json.loads(server.ask("/health").body)
+            found[answer["pid"]] = answer["health"]
+
+
+def rows_by_worker(
+    folder: Path, kind: str, traffic: Traffic, pids: Collection[int]
+) -> dict[int, list[Row]]:
+    """Return the rows of some workers about a traffic's answered requests."""
+    found: dict[int, list[Row]] = {pid: [] for pid in pids}
+    for row in rows(folder, kind):
+        if row["pid"] in found and row["id"] in traffic.answered:
+            found[row["pid"]].append(row)
+    return found
+
+
+def check_truth(server: Server, traffic: Traffic, pids: Collection[int]) -> None:
+    """Serve clients at once until each worker, all of which trace, has served enough: exactly."""
+    end = time.monotonic() + READY_SECONDS * time_factor()
+    with traffic.running(CLIENTS):
+        while True:
+            begun = rows_by_worker(server.folder, "begun", traffic, pids)
+            served = {pid: len(own) for pid, own in begun.items()}
+            if min(served.values()) >= ENOUGH_ROWS:
+                break
+            assert time.monotonic() < end, f"{served}\n{server.said()}"
+            time.sleep(0.1)
+    assert traffic.failed == {}
+    begun = rows_by_worker(server.folder, "begun", traffic, pids)
+    # A row is written once the answer has been sent, so the last ones may be on their way.
+    while True:
+        counted = rows_by_worker(server.folder, "counted", traffic, pids)
+        missing = {pid: len(begun[pid]) - len(counted[pid]) for pid in pids}
+        if not any(missing.values()):
+            break
+        assert time.monotonic() < end, f"not traced: {missing}\n{server.said()}"
+        time.sleep(0.02)
+    for pid, own in counted.items():
+        wrong = [row for row in own if row["counted"] != row["done"]]
+        assert wrong == [], (pid, len(wrong), len(own), wrong[:8])
