@@ -13,6 +13,9 @@ from harness.tiers import Require
 from integration.served.servers import end, started
 from integration.shared.kinds import RUN, WORKERS
 from integration.shared.traffic import Traffic, check_truth, wait_until_traced
+from kerneltrace_core.kernel.btf import preempts_programs
+from kerneltrace_core.requests import TracerOptions
+from kerneltrace_core.requests.plan import plan_programs, tracepoint_arguments
 
 pytestmark = pytest.mark.integration
 
@@ -32,6 +35,18 @@ def wait_until_unpinned(before: set[str]) -> None:
         time.sleep(0.05)
 
 
+def links_of_one_set() -> int:
+    """Return how many programs, each with a link, one loading attaches on this kernel."""
+    options = TracerOptions()
+    plan = plan_programs(
+        options.probes,
+        options.syscalls == "time",
+        tracepoint_arguments(None),
+        preempts_programs(),
+    )
+    return len(plan.programs)
+
+
 @pytest.mark.parametrize("name", WORKERS)
 def test_workers_share_one_kernel_side_and_count_exactly(
     name: str, open_tmp_path: Path, require: Require
@@ -49,7 +64,7 @@ def test_workers_share_one_kernel_side_and_count_exactly(
     indexes = [health["kernel_side"]["index"] for health in healths.values()]
     assert len(set(indexes)) == len(indexes)
     links = [number for what, number in objects if what == "link_id"]
-    assert len(links) < 2 * 16, "more than one set of programs"
+    assert len(links) == links_of_one_set()
     wait_until_gone(objects)
     wait_until_unpinned(before)
 
