@@ -56,7 +56,13 @@ def test_workers_that_are_replaced_after_some_requests_stay_exact(
     arguments, module, before = RECYCLING[way]
     recycling = Kind(module, arguments, 2)
 
-    with started(recycling, open_tmp_path, ready="/health", before=before) as server:
+    # Required, so that requests wait for a new worker's tracer and none is served untraced.
+    with (
+        nothing_new_remains(),
+        started(
+            recycling, open_tmp_path, ready="/health", before=before, KERNELTRACE_REQUIRED="1"
+        ) as server,
+    ):
         wait_until_traced(server, 2)
         traffic = Traffic(server, 7)
         sent, deadline = 0, time.monotonic() + 60 * time_factor()
@@ -68,8 +74,13 @@ def test_workers_that_are_replaced_after_some_requests_stay_exact(
         healths = wait_until_traced(server, 2)
 
     counted = rows(open_tmp_path, "counted")
-    assert [row for row in counted if row["counted"] not in (None, row["done"])] == []
-    assert [health for health in healths.values() if health["backend"] == "bpf"]
+    assert [row for row in counted if row["counted"] != row["done"]] == []
+    served = {row["id"] for row in rows(open_tmp_path, "begun")} & traffic.answered
+    assert served - {row["id"] for row in counted} == set()
+    assert len({row["pid"] for row in counted}) >= 4
+    # Those who come take the places of those who went, or ones at the other end.
+    indexes = [health["kernel_side"]["index"] for health in healths.values()]
+    assert [index for index in indexes if 6 <= index < 250] == []
 
 
 @pytest.mark.parametrize("way", ["inherited", "pins", "socket"])
