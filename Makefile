@@ -98,7 +98,7 @@ test-other-pythons: environments ## run the unit tier on each other interpreter 
 	done; }
 
 # The page is written when the whole tier ran on all of them.
-test-deaths: deps $(VENV)/.stamp ## kill 500 workers at random, in three ways, and look at what is left
+test-deaths: deps $(VENV)/.stamp ## kill 500 workers at random, in each of six ways, and look at what is left
 	@KERNELTRACE_TEST_KILLS=500 $(PYTEST) -q -k random $(ARGS) \
 		tests/integration/test_shared_deaths.py tests/kernel/test_pins_disturbed.py
 

@@ -25,21 +25,29 @@ from integration.shared.traffic import Traffic, rows, wait_until_traced
 pytestmark = pytest.mark.integration
 
 BPFFS = Path("/sys/fs/bpf")
-# `make test-deaths` asks for 500.
-KILLS = int(os.environ.get("KERNELTRACE_TEST_KILLS", "40"))
-WORKERS = 4
-KIND = Kind("gunicorn", f"{GUNICORN} {CONF} --workers {WORKERS} {SITE}", WORKERS)
+# `make test-deaths` asks for 500 of each.
+ASKED = os.environ.get("KERNELTRACE_TEST_KILLS")
+KILLS = int(ASKED or 40)
+# A server's name, what it runs under, and how many kills if nobody asks.
+KILLED: dict[str, tuple[Kind, tuple[str, ...], int]] = {
+    "inherited": (Kind("gunicorn", f"{GUNICORN} {CONF} --workers 4 {SITE}", 4), (), 40),
+    "handed over": (Kind("gunicorn", f"{GUNICORN} {CONF} --workers 4 {SITE}", 4), RUN, 40),
+    "preloaded": (SERVERS["gunicorn --preload"][0], (), 16),
+    "pins": (SERVERS["uvicorn --workers"][0], (), 8),
+    "uvicorn handed over": (SERVERS["uvicorn --workers"][0], RUN, 8),
+}
 
 
-@pytest.mark.parametrize("before", [(), RUN], ids=["inherited", "handed over"])
+# uvicorn looks twice a second who has died.
+@pytest.mark.deadline(180 + 2 * KILLS)
+@pytest.mark.parametrize("way", KILLED)
 def test_random_kills_under_load_leave_the_survivors_exact_and_nothing_behind(
-    before: tuple[str, ...], open_tmp_path: Path
+    way: str, open_tmp_path: Path
 ) -> None:
-    with (
-        nothing_new_remains(),
-        started(KIND, open_tmp_path, ready="/health", before=before) as server,
-    ):
-        survive(server, KILLS, seed=len(before))
+    kind, before, kills = KILLED[way]
+
+    with nothing_new_remains(), started(kind, open_tmp_path, ready="/health", before=before) as it:
+        survive(it, int(ASKED or kills), seed=len(before))
 
 
 RECYCLING = {
