@@ -21,7 +21,10 @@ pytestmark = pytest.mark.integration
 
 BPFFS = Path("/sys/fs/bpf")
 
-HANDED = ("gunicorn", "gunicorn --preload", "uvicorn --workers", "uvicorn --reload", "granian")
+HANDED = (
+    *("gunicorn", "gunicorn --preload", "uvicorn --workers", "uvicorn --reload"),
+    *("hypercorn", "granian"),
+)
 
 
 def our_pins() -> set[str]:
