@@ -191,14 +191,23 @@ def test_the_command_of_the_page_serves_exactly(open_tmp_path: Path) -> None:
     assert [row for row in counted if row["counted"] not in (None, row["done"])] == []
 
 
-@pytest.mark.parametrize(("way", "joined"), [("preload", "inherited"), ("alone", "pins")])
+CELERY = next(block for block in blocks("python") if "celery" in block)
+RUN_COMMAND = (sys.executable, "-m", "kerneltrace_core.cli", "run", "--required", "--")
+
+
+@pytest.mark.parametrize(
+    ("block", "before", "joined"),
+    [(CELERY, (), "inherited"), ("", (), "pins"), ("", RUN_COMMAND, "socket")],
+    ids=["preload", "alone", "run"],
+)
 def test_the_processes_of_celerys_pool_share_and_count_exactly_also_when_replaced(
-    way: str, joined: str, open_tmp_path: Path
+    block: str, before: tuple[str, ...], joined: str, open_tmp_path: Path
 ) -> None:
     report = open_tmp_path / "tasks.jsonl"
+    (open_tmp_path / "load_once.py").write_text(block)
 
     done = subprocess.run(
-        [sys.executable, "-m", "integration.shared.celery_app", "30", way],
+        [*before, sys.executable, "-m", "integration.shared.celery_app", "30"],
         capture_output=True,
         text=True,
         check=False,
@@ -206,7 +215,9 @@ def test_the_processes_of_celerys_pool_share_and_count_exactly_also_when_replace
         timeout=100,
         env={
             **os.environ,
-            "PYTHONPATH": os.pathsep.join((str(ROOT / "tests"), str(ROOT / "src"))),
+            "PYTHONPATH": os.pathsep.join(
+                (str(ROOT / "tests"), str(ROOT / "src"), str(open_tmp_path))
+            ),
             "REPORT": str(report),
         },
     )

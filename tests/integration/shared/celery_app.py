@@ -1,7 +1,11 @@
-"""A Celery worker whose pool joins what its parent loaded: `python -m ... FOLDER COUNT`."""
+"""A Celery worker that does COUNT tasks: `python -m integration.shared.celery_app COUNT`.
+
+The module ``load_once``, on its path, is what the site does about tracing.
+"""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -11,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from celery import Celery
-from celery.signals import worker_init, worker_ready
+from celery.signals import worker_ready
 
 from kerneltrace_core.requests import RequestTracer, TracerOptions
-from kerneltrace_core.requests.preload import preload
 from traced import calls_of, on_loop
 
 CONCURRENCY = 3
@@ -46,13 +49,9 @@ def calls(times: int) -> None:
         file.write(json.dumps(row) + "\n")
 
 
-def main(count: int, *, loads: bool) -> None:
+def main(count: int) -> None:
     """Run the worker until so many tasks are done."""
-    if loads:
-
-        @worker_init.connect(weak=False)
-        def load_once(**_signal: Any) -> None:
-            preload(CONCURRENCY)
+    importlib.import_module("load_once")
 
     def send_then_stop() -> None:
         for number in range(count):
@@ -85,4 +84,4 @@ def main(count: int, *, loads: bool) -> None:
 if __name__ == "__main__":
     from integration.shared import celery_app
 
-    celery_app.main(int(sys.argv[1]), loads=sys.argv[2] == "preload")
+    celery_app.main(int(sys.argv[1]))
