@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 
-from harness.bpf_objects import descendants, held_objects, wait_until_gone
+from harness.bpf_objects import descendants, held_objects, nothing_new_remains, wait_until_gone
+from harness.pace import time_factor
 from harness.tiers import Require
-from integration.served.servers import end, started
-from integration.shared.kinds import RUN, WORKERS
-from integration.shared.traffic import Traffic, check_truth, wait_until_traced
+from integration.served.servers import GUNICORN, Kind, Server, end, started
+from integration.shared.killing import workers_of
+from integration.shared.kinds import CONF, RUN, SITE, WORKERS
+from integration.shared.traffic import (
+    Traffic,
+    check_truth,
+    wait_until_settled,
+    wait_until_traced,
+)
 from kerneltrace_core.kernel.btf import preempts_programs
 from kerneltrace_core.requests import TracerOptions
 from kerneltrace_core.requests.plan import plan_programs, tracepoint_arguments
@@ -119,3 +128,44 @@ def test_a_reload_of_the_application_finds_the_kernel_side_again(
     assert set(old).isdisjoint(new)
     assert {health["kernel_side"]["joined"] for health in (*old.values(), *new.values())} == {way}
     wait_until_unpinned(before)
+
+
+THREE_HOOKS = "from kerneltrace_asgi.gunicorn import child_exit, post_fork, when_ready\n"
+
+
+def wait_until_others(server: Server, old: Collection[int]) -> None:
+    """Wait until no worker is left of the old ones."""
+    deadline = time.monotonic() + 40 * time_factor()
+    while not (now := workers_of(server)) or set(now) & set(old):
+        assert time.monotonic() < deadline, server.said()
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("hooks", ["all, and the site's own", "three"])
+def test_gunicorns_workers_that_a_signal_brings_join_and_count_exactly(
+    hooks: str, open_tmp_path: Path
+) -> None:
+    own = hooks != "three"
+    (open_tmp_path / "three.py").write_text(THREE_HOOKS)
+    configuration = CONF if own else f"--config {open_tmp_path}/three.py --worker-class asgi"
+    kind = Kind("gunicorn", f"{GUNICORN} {configuration} --workers 2 {SITE}", 2)
+
+    with nothing_new_remains(), started(kind, open_tmp_path, ready="/health") as server:
+        first = wait_until_settled(server, lambda: workers_of(server))
+        os.kill(server.process.pid, signal.SIGHUP)
+        wait_until_others(server, first)
+        reloaded = wait_until_settled(server, lambda: workers_of(server))
+        check_truth(server, Traffic(server, 11), reloaded)
+        os.kill(server.process.pid, signal.SIGTTIN)
+        server.kind = kind._replace(workers=3)
+        more = wait_until_settled(server, lambda: workers_of(server))
+        check_truth(server, Traffic(server, 12), more)
+
+    assert set(reloaded) < set(more)
+    healths = [*first.values(), *reloaded.values(), *more.values()]
+    assert {health["kernel_side"]["joined"] for health in healths} == {"inherited"}
+    indexes = [health["kernel_side"]["index"] for health in more.values()]
+    assert len(set(indexes)) == len(indexes)
+    if own:
+        forked = sorted(map(int, (open_tmp_path / "forked").read_text().split()))
+        assert forked == sorted({*first, *more})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 from kerneltrace_asgi import gunicorn as kerneltrace
@@ -13,4 +15,5 @@ __all__ = ["child_exit", "post_fork", "pre_fork", "when_ready"]
 def post_fork(server: Any, worker: Any) -> None:
     """Do something of the site's own as well."""
     kerneltrace.post_fork(server, worker)
-    worker.log.debug("of the site's own")
+    with (Path(os.environ["SERVED_FOLDER"]) / "forked").open("a") as file:
+        file.write(f"{os.getpid()}\n")
