@@ -30,11 +30,11 @@ ASKED = os.environ.get("KERNELTRACE_TEST_KILLS")
 KILLS = int(ASKED or 40)
 # A server's name, what it runs under, and how many kills if nobody asks.
 KILLED: dict[str, tuple[Kind, tuple[str, ...], int]] = {
-    "inherited": (Kind("gunicorn", f"{GUNICORN} {CONF} --workers 4 {SITE}", 4), (), 40),
-    "handed over": (Kind("gunicorn", f"{GUNICORN} {CONF} --workers 4 {SITE}", 4), RUN, 40),
-    "preloaded": (SERVERS["gunicorn --preload"][0], (), 16),
-    "pins": (SERVERS["uvicorn --workers"][0], (), 8),
-    "uvicorn handed over": (SERVERS["uvicorn --workers"][0], RUN, 8),
+    "inherited": (Kind("gunicorn", f"{GUNICORN} {CONF} --workers 4 {SITE}", 4), (), 30),
+    "handed over": (Kind("gunicorn", f"{GUNICORN} {CONF} --workers 4 {SITE}", 4), RUN, 30),
+    "preloaded": (SERVERS["gunicorn --preload"][0], (), 10),
+    "pins": (SERVERS["uvicorn --workers"][0], (), 6),
+    "uvicorn handed over": (SERVERS["uvicorn --workers"][0], RUN, 4),
 }
 
 
