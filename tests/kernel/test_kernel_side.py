@@ -19,8 +19,10 @@ from kerneltrace_core._native import attach, lib
 from kerneltrace_core._native.held import LibbpfLink
 from kerneltrace_core.bpf.object import BpfObject, builtin_object
 from kerneltrace_core.errors import AttachError, ClosedError, KernelTraceError, LoadError
+from kerneltrace_core.kernel.btf import preempts_programs
 from kerneltrace_core.requests import KernelStats, layout
 from kerneltrace_core.requests.kernel_side import KernelSide
+from kerneltrace_core.requests.plan import EVERY_TRACEPOINT, plan_programs
 from traced import NS_PER_MS, calls_of, on_loop, run_python, tracing
 
 pytestmark = pytest.mark.kernel
@@ -294,7 +296,8 @@ def test_a_hook_that_refuses_leaves_no_program_attached(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(attach, "attach_by_section", fourth_refuses)
 
-    with nothing_left(), pytest.raises(AttachError, match=r"kt_sched_process_exec: no"):
+    plan = plan_programs(GROUPS, True, EVERY_TRACEPOINT, preempts_programs())
+    with nothing_left(), pytest.raises(AttachError, match=f"{plan.programs[3]}: no"):
         KernelSide.open(GROUPS)
 
     assert len(steps) == 4
