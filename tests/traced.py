@@ -57,6 +57,17 @@ def tracing(**options: Any) -> Iterator[RequestTracer]:
         tracer.stop()
 
 
+@contextmanager
+def on_cpu(cpu: int) -> Iterator[None]:
+    """Keep this thread on one CPU."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {cpu})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
 async def serve(tracer: RequestTracer, handler: Handler) -> KernelStats:
     """Run a handler as a request of the running loop, as an integration does."""
     tracer.adopt_loop()

@@ -24,7 +24,7 @@ from kerneltrace_core.kernel.btf import preempts_programs
 from kerneltrace_core.kernel.support import Support
 from kerneltrace_core.requests import KernelStats, programs
 from kerneltrace_core.requests.plan import SECOND, Plan
-from traced import calls_of, errors_of, on_loop, tracing
+from traced import calls_of, errors_of, on_cpu, on_loop, tracing
 
 Choose = Callable[[Plan], Plan]
 Loading = Callable[..., None]
@@ -185,16 +185,6 @@ def test_bytes_that_were_missed_where_they_moved_are_still_those_of_a_socket(
         stats = on_loop(tracer, lambda: known_work(descriptor))
 
     assert counted(stats) == EXPECTED
-
-
-@contextmanager
-def on_cpu(cpu: int) -> Iterator[None]:
-    allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {cpu})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, allowed)
 
 
 @contextmanager

@@ -506,13 +506,13 @@ def test_a_member_can_detach_nothing_neither_by_request_nor_by_closing_all_that_
     way: str, require: Require
 ) -> None:
     require("bpffs")
-    script = f"""
+
+    found = run_by(
+        way,
+        """
         import ctypes, errno, struct
-        WAY = {way!r}
-        if WAY == "inherited":
-            preload(2)
-        options = {{"share": "pins"}} if WAY == "pins" else {{}}
-        BPF_LINK_DETACH, BPF = 34, {{"x86_64": 321}}.get(os.uname().machine, 280)
+        prepare(2)
+        BPF_LINK_DETACH, BPF = 34, {"x86_64": 321}.get(os.uname().machine, 280)
         libc = ctypes.CDLL(None, use_errno=True)
 
         def held(kind):
@@ -532,23 +532,22 @@ def test_a_member_can_detach_nothing_neither_by_request_nor_by_closing_all_that_
             return done == 0 or ctypes.get_errno() == errno.EOPNOTSUPP and "not supported"
 
         def member():
-            side = start(**options).health()["kernel_side"]["joined"]
+            side = start(**OPTIONS).health()["kernel_side"]["joined"]
             tried = [detach(fd) for fd in held("bpf_link")]
             for fd in held("bpf"):
                 os.close(fd)
             return [side, len(tried), list(set(tried)), held("bpf")]
 
-        tracer = start(**options)
+        tracer = start(**OPTIONS)
         before = count(on_loop(tracer, lambda: call(9)))
         side, tried, said, left = in_child(member)
         mine = tracer.health()["kernel_side"]["joined"]
         after = count(on_loop(tracer, lambda: call(7)))
-        later = in_child(lambda: count(on_loop(start(**options), lambda: call(8))))
+        later = in_child(lambda: count(on_loop(start(**OPTIONS), lambda: call(8))))
         tell(side=side, tried=tried, said=said, left=left, mine=mine,
              counts=[before, after, later])
-    """
-
-    found = run_under(3, script) if way == "socket" else run(script)
+        """,
+    )
 
     assert found["tried"] > 10
     # The kernel knows the request, and links of these kinds have none such.

@@ -21,7 +21,7 @@ from kerneltrace_core._native import maps
 from kerneltrace_core.requests import RequestTracer, engine, layout
 from kerneltrace_core.requests.kernel_side import KernelSide, OwnPrograms
 from kerneltrace_core.requests.programs import LoadedPrograms
-from traced import on_loop, tracing
+from traced import on_cpu, on_loop, tracing
 
 pytestmark = [
     pytest.mark.kernel,
@@ -52,16 +52,6 @@ class Steps:
         """Wait without a system call, at which the programs would look."""
         while self._memory[0] < step:
             pass
-
-
-@contextmanager
-def on_cpu(cpu: int) -> Iterator[None]:
-    allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {cpu})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, allowed)
 
 
 @contextmanager

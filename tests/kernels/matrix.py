@@ -8,7 +8,7 @@ KERNEL is a suite of Debian, whose kernel runs as an emulated guest, or "host", 
 now. There is one guest for each kernel, N of them at a time (then each is told when it has ended),
 the host after them by itself; the runs in it are those of runs.py. The results are
 JUnit files in FOLDER/RELEASE; the tables that report.py makes of them are printed, and written to
-FILE if one is given. Exit status 0 if nothing failed. Needs root.
+FILE if one is given and the whole tier ran. Exit status 0 if nothing failed. Needs root.
 """
 
 from __future__ import annotations

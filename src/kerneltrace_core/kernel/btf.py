@@ -171,7 +171,7 @@ def read_vmlinux(path: str = VMLINUX) -> bytes:
 def preempts_programs(path: str | None = None) -> bool:
     """Tell whether this kernel takes the CPU from programs at tracepoints, and skips them then.
 
-    A millisecond or two before 7.0. False if there is no BTF to ask then.
+    Before 7.0 it reads the kernel's BTF. False if there is none then.
     """
     number = os.uname().release.partition(".")[0]
     if number.isdigit() and int(number) >= PREEMPTING_RELEASE:

@@ -90,7 +90,7 @@ def _receive(connection: socket.socket) -> tuple[bytes, list[int], int]:
 
 
 def join_handed(address: str) -> KernelSide:
-    """Join what the broker at ``address`` has loaded; 1 ms.
+    """Join what the broker at ``address`` has loaded; 2 ms.
 
     Needs no capability from Linux 5.19 on, or where kernel.unprivileged_bpf_disabled is 0. Raises
     KernelTraceError, with the broker's reason where it refuses, or OSError. A pool that is full is
