@@ -30,8 +30,8 @@ ASKED = os.environ.get("KERNELTRACE_TEST_KILLS")
 KILLS = int(ASKED or 40)
 # A server's name, what it runs under, and how many kills if nobody asks.
 KILLED: dict[str, tuple[Kind, tuple[str, ...], int]] = {
-    "inherited": (Kind("gunicorn", f"{GUNICORN} {CONF} --workers 4 {SITE}", 4), (), 30),
-    "handed over": (Kind("gunicorn", f"{GUNICORN} {CONF} --workers 4 {SITE}", 4), RUN, 30),
+    "inherited": (Kind("gunicorn", f"{GUNICORN} {CONF} --workers 4 {SITE}", 4), (), 40),
+    "handed over": (Kind("gunicorn", f"{GUNICORN} {CONF} --workers 4 {SITE}", 4), RUN, 40),
     "preloaded": (SERVERS["gunicorn --preload"][0], (), 10),
     "pins": (SERVERS["uvicorn --workers"][0], (), 6),
     "uvicorn handed over": (SERVERS["uvicorn --workers"][0], RUN, 4),
@@ -83,6 +83,7 @@ def test_workers_that_are_replaced_after_some_requests_stay_exact(
 
     counted = rows(open_tmp_path, "counted")
     assert [row for row in counted if row["counted"] != row["done"]] == []
+    assert {health["backend"] for health in healths.values()} == {"bpf"}
     served = {row["id"] for row in rows(open_tmp_path, "begun")} & traffic.answered
     assert served - {row["id"] for row in counted} == set()
     assert len({row["pid"] for row in counted}) >= 4
@@ -104,11 +105,13 @@ def test_all_killed_at_once_leave_nothing(way: str, open_tmp_path: Path) -> None
     ):
         healths = wait_until_traced(server, SERVERS[name][0].workers)
         processes = descendants(server.process.pid)
+        objects = held_objects(processes)
         os.killpg(server.process.pid, signal.SIGKILL)
         server.process.wait(20)
 
     assert {health["kernel_side"]["joined"] for health in healths.values()} == {way}
     assert len(processes) > 2
+    wait_until_gone(objects)
     deadline = time.monotonic() + 20
     while set(BPFFS.glob(f"kerneltrace-{os.geteuid()}-*")) - pins:
         assert time.monotonic() < deadline

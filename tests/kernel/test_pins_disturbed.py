@@ -45,10 +45,13 @@ def kill_at_random_while_they_join() -> list[dict[str, Any]]:
                 alive.append(Member())
             time.sleep(choice.random() * LONGEST_SECONDS)
             alive.pop(choice.randrange(len(alive))).kill()
-        return [member.told() for member in alive]
+        told = [member.told() for member in alive]
+        objects = held_objects(member.pid for member in alive)
     finally:
         for member in alive:
             member.kill()
+    wait_until_gone(objects)
+    return told
 
 
 @pytest.mark.deadline(60 + KILLS)
