@@ -97,11 +97,11 @@ test-other-pythons: environments ## run the unit tier on each other interpreter 
 		"$$venv/bin/python" -m pytest -q -p no:cacheprovider $(UNIT) $(ARGS) </dev/null || exit 1; \
 	done; }
 
-# The page is written when the whole tier ran on all of them.
 test-deaths: deps $(VENV)/.stamp ## kill 500 workers at random, in each of six ways, and look at what is left
 	@KERNELTRACE_TEST_KILLS=500 $(PYTEST) -q -k random $(ARGS) \
 		tests/integration/test_shared_deaths.py tests/kernel/test_pins_disturbed.py
 
+# The page is written when the whole tier ran on all of them.
 test-kernels: $(VENV)/.stamp ## run the kernel tier on other kernels, as guests (KERNELS=..., SELECT=...)
 	@PYTHON='$(PYTHON)' sh tools/deps.sh guest
 	$(if $(filter-out host,$(KERNELS)),@sh tests/kernels/fetch_kernels.sh $(filter-out host,$(KERNELS)))

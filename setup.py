@@ -6,6 +6,7 @@ Linux nothing is compiled; the package imports there and says "Linux only" when 
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import shutil
 import subprocess
@@ -82,7 +83,10 @@ def header_folders(machine: str) -> list[str]:
 
 
 def compile_probes(sources: list[Path], folder: Path, machine: str) -> None:
-    """Compile BPF sources to CO-RE objects without DWARF; BTF stays, loading needs it."""
+    """Compile BPF sources to CO-RE objects without DWARF; BTF stays, loading needs it.
+
+    Beside each goes its hash, for who wants to compare it and not to read it.
+    """
     if machine not in TARGETS:
         refuse(f"no BPF target for machine {machine}")
     clang, strip = tool("clang"), tool("llvm-strip")
@@ -96,6 +100,8 @@ def compile_probes(sources: list[Path], folder: Path, machine: str) -> None:
             command += ["-idirafter", headers]
         subprocess.run([*command, "-c", str(source), "-o", str(target)], check=True)
         subprocess.run([strip, "-g", str(target)], check=True)
+        digest = hashlib.sha256(target.read_bytes()).hexdigest()
+        target.with_suffix(".sha256").write_text(digest)
 
 
 class BpfObjects(Command):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 
 pytest.importorskip("kerneltrace_core._native.lib", reason="the compiled part is missing")
 
-from kerneltrace_core.errors import FormatError, KernelTraceError
+from kerneltrace_core.bpf.object import builtin_digest, builtin_object
+from kerneltrace_core.errors import FormatError, KernelTraceError, LoadError
 from kerneltrace_core.requests import layout
 from kerneltrace_core.requests.plan import EVERY_TRACEPOINT, Plan, plan_programs
 from kerneltrace_core.requests.sharing import abi
@@ -30,7 +32,9 @@ DESCRIPTORS = 2 + len(PLAN.programs)
 
 
 def test_an_offer_survives_the_way() -> None:
-    assert Offer.of_answer(read_packet(write_packet(OFFER.as_dict())), DESCRIPTORS) == OFFER
+    packet = write_packet(OFFER.as_dict(PLAN.as_dict()))
+
+    assert Offer.of_answer(read_packet(packet), DESCRIPTORS) == OFFER
 
 
 @pytest.mark.parametrize(
@@ -50,13 +54,13 @@ def test_an_offer_survives_the_way() -> None:
 )
 def test_what_is_no_offer_is_a_format_error(changes: dict[str, Any]) -> None:
     with pytest.raises(FormatError):
-        Offer.of_answer({**OFFER.as_dict(), **changes}, DESCRIPTORS)
+        Offer.of_answer({**OFFER.as_dict(PLAN.as_dict()), **changes}, DESCRIPTORS)
 
 
 @pytest.mark.parametrize("descriptors", [0, 1, DESCRIPTORS - 1, DESCRIPTORS + 1])
 def test_another_number_of_descriptors_is_refused(descriptors: int) -> None:
     with pytest.raises(FormatError, match=f"{descriptors} descriptors"):
-        Offer.of_answer(OFFER.as_dict(), descriptors)
+        Offer.of_answer(OFFER.as_dict(PLAN.as_dict()), descriptors)
 
 
 def test_the_brokers_reason_is_passed_on() -> None:
@@ -100,24 +104,35 @@ def test_a_plan_is_the_same_when_it_is_told_by_its_programs(
 
 
 def test_the_hash_tells_apart_what_may_not_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(abi, "builtin_object", lambda name: name.encode())
+    monkeypatch.setattr(abi, "builtin_digest", lambda name: b"0123456789abcdef" * 4)
     plain = abi.abi_hash()
 
     found = {plain, abi.abi_hash(ALL, True), abi.abi_hash(ALL, False), abi.abi_hash(ALL[:1], True)}
     with monkeypatch.context() as changed:
         changed.setattr(layout, "ABI", layout.ABI + 1)
         found.add(abi.abi_hash())
-    monkeypatch.setattr(abi, "builtin_object", lambda name: name.encode() + b"\0")
+    monkeypatch.setattr(abi, "builtin_digest", lambda name: b"0123456789abcde0" * 4)
     found.add(abi.abi_hash())
 
     assert len(found) == 6
-    assert {len(each) for each in found} == {16}
+    assert {len(each) for each in found} == {24}
 
 
 def test_the_hash_is_the_same_for_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(abi, "builtin_object", lambda name: name.encode())
+    monkeypatch.setattr(abi, "builtin_digest", lambda name: b"0123456789abcdef" * 4)
 
     assert abi.abi_hash(ALL, True) == abi.abi_hash(tuple(ALL), True)
+
+
+def test_the_digest_that_the_build_noted_is_that_of_the_programs() -> None:
+    expected = hashlib.sha256(builtin_object("requests")).hexdigest()
+
+    assert builtin_digest("requests").decode() == expected
+
+
+def test_a_digest_that_is_missing_is_told_like_missing_programs() -> None:
+    with pytest.raises(LoadError, match="read built-in BPF object nothing: "):
+        builtin_digest("nothing")
 
 
 def without_servers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,6 +101,7 @@ void btf__free(struct btf *btf);
 int kt_tracepoint_arguments(const struct btf *btf, const char *name);
 
 int kt_map_place(int outer_fd, uint32_t first, const int *inner_fds, uint32_t count);
+int kt_region_fits(int map_fd, size_t size);
 void kt_zero(void *address, size_t size);
 void kt_capabilities_bar(void);
 int kt_capabilities_drop(void);

@@ -21,6 +21,7 @@ __all__ = [
     "pin",
     "place_maps",
     "read_element",
+    "region_fits",
     "registration_bytes",
     "write_element",
     "zero",
@@ -59,6 +60,11 @@ def pin(fd: int, path: str) -> None:
 def open_pinned(path: str) -> int:
     """Open a BPF object by its name in bpffs. Raises LoadError, PrivilegeError."""
     return _checked(f"open {path}", lib.kt_pinned_open(path.encode(), 0))
+
+
+def region_fits(fd: int, size: int) -> bool:
+    """Tell whether a descriptor is of a region of that size: one that can be mapped to its end."""
+    return _checked("look at region", lib.kt_region_fits(fd, size)) == 1
 
 
 def zero(address: int, size: int) -> None:

@@ -5,6 +5,7 @@
 #include <bpf/bpf.h>
 #include <dirent.h>
 #include <errno.h>
+#include <linux/bpf.h>
 #include <linux/capability.h>
 #include <linux/securebits.h>
 #include <pthread.h>
@@ -52,6 +53,20 @@ int kt_map_place(int outer_fd, uint32_t first, const int *inner_fds, uint32_t co
 	if (result == -KT_ENOTSUPP || result == -ENOTSUP || result == -EINVAL)
 		result = place_each(outer_fd, first, inner_fds, count);
 	return result;
+}
+
+int kt_region_fits(int map_fd, size_t size)
+{
+	struct bpf_map_info info;
+	uint32_t length = sizeof(info);
+	int code;
+
+	memset(&info, 0, sizeof(info));
+	code = bpf_obj_get_info_by_fd(map_fd, &info, &length);
+	if (code < 0)
+		return code;
+	return info.type == BPF_MAP_TYPE_ARRAY && info.max_entries == 1 &&
+	       info.value_size == size && (info.map_flags & BPF_F_MMAPABLE);
 }
 
 void kt_zero(void *address, size_t size)

@@ -13,6 +13,9 @@
  */
 int kt_map_place(int outer_fd, uint32_t first, const int *inner_fds, uint32_t count);
 
+/* 1 if a descriptor is of a region of that size, 0 if of another map, -errno if of no map. */
+int kt_region_fits(int map_fd, size_t size);
+
 /* Zero memory without the interpreter's lock. */
 void kt_zero(void *address, size_t size);
 

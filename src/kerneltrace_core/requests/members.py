@@ -10,7 +10,16 @@ from typing import NamedTuple
 from kerneltrace_core._native import lib, sharing
 from kerneltrace_core.errors import KernelTraceError
 
-__all__ = ["Member", "State", "leave", "quit_index", "read_members", "register", "take_index"]
+__all__ = [
+    "Member",
+    "State",
+    "leave",
+    "quit_index",
+    "read_member",
+    "read_members",
+    "register",
+    "take_index",
+]
 
 # struct kt_registration: process, thread, act, done, key, epoch, padding.
 _REGISTRATION = Struct("<IIIIQII")
@@ -46,13 +55,14 @@ class Member(NamedTuple):
 
 def read_members(members_fd: int, indexes: Iterable[int]) -> dict[int, Member]:
     """Return the members at some indexes; 2 us each."""
-    found = {}
-    for index in indexes:
-        state, tgid, epoch, _, key, since = _MEMBER.unpack(
-            sharing.read_element(members_fd, index, _MEMBER.size)
-        )
-        found[index] = Member(State(state), tgid, epoch, key, since)
-    return found
+    return {index: read_member(members_fd, index) for index in indexes}
+
+
+def read_member(members_fd: int, index: int) -> Member:
+    """Return the member at an index."""
+    element = sharing.read_element(members_fd, index, _MEMBER.size)
+    state, tgid, epoch, _, key, since = _MEMBER.unpack(element)
+    return Member(State(state), tgid, epoch, key, since)
 
 
 def write_key(members_fd: int, index: int, key: int) -> None:

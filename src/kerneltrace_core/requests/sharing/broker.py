@@ -87,6 +87,7 @@ class Broker:
         self._listening = listening
         self._uids = frozenset(uids)
         self._abi = abi_hash()
+        self._plan = programs.plan.as_dict()
         self._keys = {index: secrets.randbits(64) for index in programs.region_fds}
         for index, key in self._keys.items():
             members.write_key(programs.members_fd, index, key)
@@ -217,7 +218,8 @@ class Broker:
             return {"ok": False, "error": str(error), "again": full}, []
         programs = self._programs
         region_fd = programs.region_fds[offer.process]
-        return offer.as_dict(), [programs.register_fd, region_fd, *self._links]
+        answer = offer.as_dict(self._plan)
+        return answer, [programs.register_fd, region_fd, *self._links]
 
     def status(self) -> dict[str, Any]:
         """Return how it goes, for whom it may concern."""
@@ -232,18 +234,20 @@ class Broker:
 
     def _offer(self, pid: int) -> Offer:
         now = time.monotonic()
-        found = self._members()
         for index in sorted(self._keys, key=lambda index: self._preference(index, pid)):
-            if self._free_for(found[index], index, pid, now):
-                self._offered[index] = _Offered(pid, now + OFFER_SECONDS, found[index].epoch)
+            member = members.read_member(self._programs.members_fd, index)
+            if self._free_for(member, index, pid, now):
+                self._offered[index] = _Offered(pid, now + OFFER_SECONDS, member.epoch)
                 return Offer(index, self._keys[index], self._programs.plan)
         raise PoolFullError(
             f"all {len(self._keys)} regions are taken by live processes "
             "(kerneltrace run --processes N makes room for more)"
         )
 
-    def _preference(self, index: int, pid: int) -> tuple[bool, int]:
-        return self._offered.get(index, _Offered()).pid != pid, index
+    def _preference(self, index: int, pid: int) -> tuple[bool, bool, int]:
+        # What it was offered before, then what nobody was: the first look finds a free one.
+        offered = self._offered.get(index)
+        return offered is None or offered.pid != pid, offered is not None, index
 
     def _free_for(self, member: Member, index: int, pid: int, now: float) -> bool:
         offered = self._offered.get(index, _Offered())
@@ -257,7 +261,5 @@ class Broker:
         return again or over
 
     def _live(self) -> int:
-        return sum(m.state in (State.LIVE, State.TAKEN) for m in self._members().values())
-
-    def _members(self) -> dict[int, Member]:
-        return members.read_members(self._programs.members_fd, self._keys)
+        found = members.read_members(self._programs.members_fd, self._keys)
+        return sum(m.state in (State.LIVE, State.TAKEN) for m in found.values())

@@ -10,7 +10,7 @@ from array import array
 from contextlib import ExitStack
 from typing import Any
 
-from kerneltrace_core._native import maps
+from kerneltrace_core._native import sharing
 from kerneltrace_core.errors import KernelTraceError
 from kerneltrace_core.requests import members
 from kerneltrace_core.requests.kernel_side import KernelSide
@@ -26,18 +26,17 @@ from kerneltrace_core.requests.sharing.offer import (
     address_of,
     peer_of,
     read_packet,
-    write_packet,
 )
 
 __all__ = ["ask", "join_handed"]
 
 HOW = "socket"
 SECONDS = 2.0
+# By hand: the module json would take a tenth of the whole join for it.
+REQUEST = b'{"protocol":%d,"abi":"%s","want":"%s"}'
 AGAIN, AGAIN_SECONDS = 4, 0.25
 # More than any set of programs has; the kernel's own limit is 253.
 MOST_DESCRIPTORS = 64
-BPF_MAP_TYPE_ARRAY = 2
-BPF_F_MMAPABLE = 1 << 10
 
 
 def ask(address: str, want: str, seconds: float = SECONDS) -> tuple[dict[str, Any], list[int]]:
@@ -47,7 +46,7 @@ def ask(address: str, want: str, seconds: float = SECONDS) -> tuple[dict[str, An
     """
     kind = socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC
     # Made before: who has connected and says nothing makes room for others.
-    request = write_packet({"protocol": PROTOCOL, "abi": abi_hash(), "want": want})
+    request = REQUEST % (PROTOCOL, abi_hash().encode(), want.encode())
     with socket.socket(socket.AF_UNIX, kind) as connection:
         # Not settimeout: that makes a connect to a full backlog fail at once.
         limit = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
@@ -130,7 +129,5 @@ def _join(address: str) -> KernelSide:
 
 def _check_region(fd: int) -> None:
     """Look before it is mapped: behind the end of something smaller, a store ends the process."""
-    info = maps.info(fd)
-    shape = info.type, info.value_size, info.max_entries, info.flags & BPF_F_MMAPABLE
-    if shape != (BPF_MAP_TYPE_ARRAY, REGION_BYTES, 1, BPF_F_MMAPABLE):
+    if not sharing.region_fits(fd, REGION_BYTES):
         raise KernelTraceError("join by socket: what was handed over is no region")
