@@ -170,12 +170,13 @@ class Record:
             block_max = max(block_max, stay)
         elif self._home:
             gap += now - self._left_ns
+        # Borders are not atomic here: its own thread may have crossed one since ``now``.
         return slot + LEDGER.pack(
             self._start_ns if self._home else now,
             now,
-            run,
-            nested,
-            gap,
+            max(run, 0),
+            max(nested, 0),
+            max(gap, 0),
             self._loop_wait_min_ns,
             self._loop_wait_max_ns,
             block_max,
