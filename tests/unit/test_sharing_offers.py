@@ -32,7 +32,7 @@ DESCRIPTORS = 2 + len(PLAN.programs)
 
 
 def test_an_offer_survives_the_way() -> None:
-    packet = write_packet(OFFER.as_dict(PLAN.as_dict()))
+    packet = write_packet(OFFER.as_dict())
 
     assert Offer.of_answer(read_packet(packet), DESCRIPTORS) == OFFER
 
@@ -54,13 +54,13 @@ def test_an_offer_survives_the_way() -> None:
 )
 def test_what_is_no_offer_is_a_format_error(changes: dict[str, Any]) -> None:
     with pytest.raises(FormatError):
-        Offer.of_answer({**OFFER.as_dict(PLAN.as_dict()), **changes}, DESCRIPTORS)
+        Offer.of_answer({**OFFER.as_dict(), **changes}, DESCRIPTORS)
 
 
 @pytest.mark.parametrize("descriptors", [0, 1, DESCRIPTORS - 1, DESCRIPTORS + 1])
 def test_another_number_of_descriptors_is_refused(descriptors: int) -> None:
     with pytest.raises(FormatError, match=f"{descriptors} descriptors"):
-        Offer.of_answer(OFFER.as_dict(PLAN.as_dict()), descriptors)
+        Offer.of_answer(OFFER.as_dict(), descriptors)
 
 
 def test_the_brokers_reason_is_passed_on() -> None:

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #define _GNU_SOURCE
 #include "shim_share.h"
+#include "shim_maps.h"
 
 #include <bpf/bpf.h>
 #include <dirent.h>
@@ -57,16 +58,13 @@ int kt_map_place(int outer_fd, uint32_t first, const int *inner_fds, uint32_t co
 
 int kt_region_fits(int map_fd, size_t size)
 {
-	struct bpf_map_info info;
-	uint32_t length = sizeof(info);
-	int code;
+	struct kt_map_info info;
+	int code = kt_map_info(map_fd, &info);
 
-	memset(&info, 0, sizeof(info));
-	code = bpf_obj_get_info_by_fd(map_fd, &info, &length);
 	if (code < 0)
 		return code;
 	return info.type == BPF_MAP_TYPE_ARRAY && info.max_entries == 1 &&
-	       info.value_size == size && (info.map_flags & BPF_F_MMAPABLE);
+	       info.value_size == size && (info.flags & BPF_F_MMAPABLE);
 }
 
 void kt_zero(void *address, size_t size)

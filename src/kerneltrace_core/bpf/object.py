@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -31,7 +30,7 @@ def builtin_object(name: str) -> bytes:
 def builtin_digest(name: str) -> bytes:
     """Return the SHA-256, in hexadecimal digits, that the build has noted of such an object.
 
-    Not computed here: who only joins would read for it more than all the rest that it touches.
+    Not computed here: who only joins would read the whole object for it.
     """
     return _builtin(name, "sha256")
 
@@ -40,11 +39,8 @@ def _builtin(name: str, kind: str) -> bytes:
     # Not importlib.resources: it takes 8 ms to import, and an extension module runs from no zip.
     path = f"{OBJECTS}/{name}.bpf.{kind}"
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return os.read(fd, os.fstat(fd).st_size)
-        finally:
-            os.close(fd)
+        with open(path, "rb") as file:
+            return file.read()
     except OSError as cause:
         raise LoadError(
             f"read built-in BPF object {name}: {cause.strerror} (reinstall kerneltrace)",

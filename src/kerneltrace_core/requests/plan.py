@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from kerneltrace_core._native import lib
@@ -75,7 +75,7 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plan as data that JSON takes."""
-        return asdict(self)
+        return dict(vars(self))  # not asdict, which copies deeply
 
     @classmethod
     def of_dict(cls, data: object) -> Plan:

@@ -15,7 +15,7 @@ DIGITS = 16
 def abi_hash(*more: object) -> str:
     """Return a hash of the compiled programs, of Python's idea of the region, and of ``more``.
 
-    Not SHA-256 of it all: OpenSSL alone takes longer than the rest of a join.
+    A CRC for the rest: OpenSSL's first call in a forked child is a noticeable part of a join.
     """
     programs = builtin_digest("requests")[:DIGITS].decode()
     shape = (layout.ABI, layout.THREADS, layout.SLOTS, layout.SLOT_BYTES, *more)

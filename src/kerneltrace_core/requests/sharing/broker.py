@@ -87,7 +87,6 @@ class Broker:
         self._listening = listening
         self._uids = frozenset(uids)
         self._abi = abi_hash()
-        self._plan = programs.plan.as_dict()
         self._keys = {index: secrets.randbits(64) for index in programs.region_fds}
         for index, key in self._keys.items():
             members.write_key(programs.members_fd, index, key)
@@ -218,8 +217,7 @@ class Broker:
             return {"ok": False, "error": str(error), "again": full}, []
         programs = self._programs
         region_fd = programs.region_fds[offer.process]
-        answer = offer.as_dict(self._plan)
-        return answer, [programs.register_fd, region_fd, *self._links]
+        return offer.as_dict(), [programs.register_fd, region_fd, *self._links]
 
     def status(self) -> dict[str, Any]:
         """Return how it goes, for whom it may concern."""

@@ -32,7 +32,7 @@ __all__ = ["ask", "join_handed"]
 
 HOW = "socket"
 SECONDS = 2.0
-# By hand: the module json would take a tenth of the whole join for it.
+# By hand: the first use of json in a forked child is a noticeable part of a join.
 REQUEST = b'{"protocol":%d,"abi":"%s","want":"%s"}'
 AGAIN, AGAIN_SECONDS = 4, 0.25
 # More than any set of programs has; the kernel's own limit is 253.

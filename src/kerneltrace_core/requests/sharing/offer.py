@@ -50,8 +50,9 @@ class Offer:
     key: int
     plan: Plan
 
-    def as_dict(self, plan: dict[str, Any]) -> dict[str, Any]:
-        """Return it as the answer to a process that wants to join; ``plan`` is as data."""
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as the answer to a process that wants to join."""
+        plan = self.plan.as_dict()
         return {"ok": True, "process": self.process, "key": self.key, "plan": plan}
 
     @classmethod
