@@ -10,6 +10,7 @@ import gc
 import importlib
 import inspect
 import io
+import itertools
 import os
 import random
 import re
@@ -62,15 +63,14 @@ class Region:
         self.memory = bytearray(SLOTS_OFFSET + SLOTS * SLOT_BYTES)
         self.words = memoryview(self.memory).cast("Q")
         address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
-        self.next = 0
+        self.entries = itertools.count()  # whose next() no other thread can cut in two
         self.real = steps.Region(
             self.memory, address, THREADS, SLOTS, SLOTS_OFFSET, SLOT_BYTES, self.register
         )
         self.open = self.real.open
 
     def register(self) -> None:
-        self.real.bind(self.next)
-        self.next += 1
+        self.real.bind(next(self.entries))
 
 
 @pytest.fixture
@@ -788,7 +788,8 @@ def test_every_ledger_sums_while_threads_share_records(region: Any, steps: Any) 
 
     assert failures == []
     for record in records:
-        assert ledger(record.close()).threads == 3
+        found = ledger(record.close())
+        assert (found.threads, found.in_flight) == (3, 0)
 
 
 def test_steps_are_activations_of_the_home_thread(region: Any, steps: Any) -> None:

@@ -145,11 +145,14 @@ class ProcfsSampler:
         thread.now, thread.cpu_ns, thread.last = now_ns, cpu_ns, reading
         start, bank = self._slot(cell)
         words = self._words
+        # Nothing is called within a sum: it would let another thread in, and lose its.
         for word, change in zip(PER_SLOT, changes, strict=False):
-            words[start + word] += max(0, change)
+            if change > 0:
+                words[start + word] += change
         for word, change in zip(PER_BANK, changes[len(PER_SLOT) :], strict=True):
             words[start + bank + word] += change
-        words[start + bank + OTHER] += max(0, blocked)
+        if blocked > 0:
+            words[start + bank + OTHER] += blocked
 
     def _slot(self, cell: int) -> tuple[int, int]:
         index = cell & 0x7FFFFFFF

@@ -42,7 +42,9 @@ class Step:
             if yielded is not self._live:
                 # Not only downwards: an error such as "already executing" ends nothing.
                 self._live = yielded
-                record._live += 1 if yielded else -1
+                # A branch or a call within the sum would let another thread in, and lose its.
+                change = 1 if yielded else -1
+                record._live += change
             if yielded and result is None and not self._queued:
                 self._queued = True
                 record._queued += 1

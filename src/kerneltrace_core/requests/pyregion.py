@@ -151,10 +151,11 @@ class Region:
         if len(self._rest) <= REST_SLOTS and self._next_fresh < self._slots:
             self._next_fresh += 1
             return self._next_fresh - 1
-        if not self._rest:
+        try:
+            slot = self._rest.popleft()
+        except IndexError:
             self._exhausted += 1
             return 0
-        slot = self._rest.popleft()
         self._add_residual(slot, self._late)
         self._copies.pop(slot, None)
         self._sent.pop(slot, None)
