@@ -199,7 +199,8 @@ def _tell_pins(result: Result, samples: Samples | None) -> None:
         return
     result.samples["pins_ms"] = samples
     for name, label, budget in (
-        ("alone", "join by pins", PINS_MS),
+        ("alone", "join by pins, one of the first", PINS_MS),
+        ("later", "join by pins, later: its region waits for RCU", PINS_MS),
         ("at_once", f"join by pins, the last of {AT_ONCE} at once", PINS_MS),
         ("load", "load and pin", None),
         ("behind_load", f"the last of {AT_ONCE} at once, one of which loads and pins", PINS_MS),

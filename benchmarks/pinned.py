@@ -1,4 +1,4 @@
-"""How long a process takes to join by pins: alone, with others at once, and when it has to load.
+"""How long a process takes to join by pins: alone, with others at once, and when one has to load.
 
 A program of its own, so that it can be run where a bpffs is mounted for it alone.
 """
@@ -106,11 +106,12 @@ def main() -> None:
     """Print what was measured as JSON."""
     import kerneltrace_core.requests.sharing.pins  # noqa: F401 - not in what is measured
 
-    samples: Samples = {name: [] for name in ("load", "alone", "at_once", "behind_load")}
+    samples: Samples = {name: [] for name in ("load", "alone", "later", "at_once", "behind_load")}
     for _ in range(int(sys.argv[1])):
         holders, took = _together(1)
         samples["load"] += took
-        for name, count in (("alone", 1), ("at_once", AT_ONCE)):
+        # The same index a second time: what came with the load is used up.
+        for name, count in (("alone", 1), ("later", 1), ("at_once", AT_ONCE)):
             joined, took = _together(count)
             samples[name].append(max(took))
             _end(joined)

@@ -49,6 +49,44 @@ def test_members_that_start_at_once_share_one_side_and_the_last_one_unpins(
     wait_until_gone(objects)
 
 
+MAKES = """
+made, real = [], pins.new_region
+def new_region(regions_fd, index):
+    made.append(index)
+    return real(regions_fd, index)
+pins.new_region = new_region
+"""
+TELLS_MADE = "print(json.dumps(made), flush=True)"
+
+
+def test_the_first_members_find_a_region_and_later_ones_share_none(before: set[Path]) -> None:
+    def spares() -> list[str]:
+        (folder,) = folders() - before
+        return sorted(entry.name for entry in folder.iterdir() if entry.name.startswith("region_"))
+
+    with members(1) as (first,):
+        first.told()
+        left = [spares()]
+        rounds = []
+        for count in (2, 1, 4):
+            with members(count, BEFORE=MAKES, AFTER=TELLS_MADE) as joined:
+                told = [member.told() for member in joined]
+                left.append(spares())
+                for member in joined:
+                    member.release()
+                made = sorted(index for member in joined for index in member.told())
+                for member in joined:
+                    member.go()
+            rounds.append((sorted(found["index"] for found in told), made))
+            assert {found["count"] for found in told} == {100}
+        first.go()
+
+    # An index that had a member before gets a new region: that one may be held by others still.
+    assert rounds == [([1, 2], []), ([1], [1]), ([1, 2, 3, 4], [1, 2, 4])]
+    assert left == [["region_1", "region_2", "region_3"], ["region_3"], ["region_3"], []]
+    wait_until_unpinned(before)
+
+
 @pytest.mark.any_kernel
 def test_pins_are_for_their_user_alone(before: set[Path]) -> None:
     with members(1) as (member,):

@@ -146,17 +146,21 @@ def test_an_exception_at_any_step_of_the_first_to_join_leaves_nothing(before: se
 def test_an_exception_at_any_step_of_a_later_one_takes_nothing_from_the_others(
     before: set[Path],
 ) -> None:
-    script = INTERRUPTED + "print(json.dumps([interrupt(*step) for step in STEPS]), flush=True)"
+    script = (
+        "STEPS = [(pins.Path, 'unlink'), *STEPS]\n"
+        "print(json.dumps([interrupt(*step) for step in STEPS]), flush=True)"
+    )
 
     with members(1) as (first,):
         assert first.told()["count"] == 100
-        with members(1, BEFORE=script) as (member,):
+        with members(1, BEFORE=INTERRUPTED + script) as (member,):
             steps = member.told()
             after = member.told()
             member.go()
         kept = folders() - before
         first.go()
 
+    assert steps[0][:3] == ["unlink", "interrupted", 0]
     assert [step for step in steps if step[1] == "interrupted" and step[2] != 0] == []
     assert len([step for step in steps if step[1] == "interrupted"]) > 10
     assert {len(step[3]) for step in steps} == {1}
@@ -302,12 +306,13 @@ def test_a_folder_of_another_user_in_ones_own_place_is_not_trusted(before: set[P
 
 
 def test_more_members_than_there_are_indexes_are_told_so(before: set[Path]) -> None:
-    with members(2, BEFORE="pins.sharing.PROCESSES = 2") as both:
+    few = "pins.sharing.PROCESSES, pins.SPARES = 2, 1"
+    with members(2, BEFORE=few) as both:
         assert [member.told()["count"] for member in both] == [100, 100]
-        with members(1, BEFORE="pins.sharing.PROCESSES = 2") as (third,):
+        with members(1, BEFORE=few) as (third,):
             found = third.told()
         both[0].kill()
-        with members(1, BEFORE="pins.sharing.PROCESSES = 2") as (later,):
+        with members(1, BEFORE=few) as (later,):
             assert later.told()["count"] == 100
 
     assert "all 2 indexes are taken by live processes" in found["error"]

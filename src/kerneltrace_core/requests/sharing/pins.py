@@ -1,8 +1,9 @@
 """Programs that processes of one user share by names in bpffs: the first pins, the last unpins.
 
 A folder ``kerneltrace-<uid>-<hash>`` holds the pins; what has another hash lies beside it. Its
-flock guards loading and pinning, and is held for no more: a member's own region waits for RCU, and
-those of many that start at once wait for the same grace period.
+flock guards loading and pinning, and is held for no more. The first few members find a region that
+came with the load; that of a later one waits for RCU, and many that start at once wait for the same
+grace period.
 """
 
 from __future__ import annotations
@@ -47,6 +48,9 @@ __all__ = ["join_pinned", "usable"]
 HOW = "pins"
 LINK = "link_"
 MEMBERS, REGIONS = "members", "regions"
+SPARE = "region_"
+# For those that start with who loads. What nobody takes stays in the kernel, 2.7 MB each.
+SPARES = 3
 
 WAIT_SECONDS = 3.0
 AGAIN_SECONDS = 0.005
@@ -86,9 +90,9 @@ def _is_safe(root: Path) -> bool:
 def join_pinned(groups: tuple[str, ...], *, timed: bool, root: Path = BPFFS) -> KernelSide:
     """Join what is pinned for the same programs, in 25 ms, or load and pin it, in up to 90 ms.
 
-    Needs CAP_BPF, for the region, and CAP_PERFMON when it loads. Waits for another that is loading
-    the same for 3 seconds at most, in a thread that may wait. Raises KernelTraceError, OSError;
-    leaves nothing of its own.
+    The first few that join do not wait for RCU: 3 ms. Needs CAP_BPF, for the region, and
+    CAP_PERFMON when it loads. Waits for another that is loading the same for 3 seconds at most,
+    in a thread that may wait. Raises KernelTraceError, OSError; leaves nothing of its own.
     """
     path = root / f"{PREFIX}{os.geteuid()}-{abi_hash(groups, timed)}"
     remove_stale(root)
@@ -148,10 +152,10 @@ def _check_owner(folder: int, path: Path) -> None:
 def _load_and_pin(path: Path, folder: int, groups: tuple[str, ...], timed: bool) -> _Seat:
     """Load and pin, while the folder is locked. What an unlucky one before left goes first.
 
-    The first member takes the region that came with the load: its own would wait for RCU again.
+    The first member takes a region that came with the load: its own would wait for RCU again.
     """
     unlink_pins(folder)
-    programs = LoadedPrograms.load(groups, timed=timed)
+    programs = LoadedPrograms.load(groups, timed=timed, regions=1 + SPARES)
     try:
         programs.attach()
         epoch = members.take_index(programs.register_fd, 0)
@@ -159,6 +163,8 @@ def _load_and_pin(path: Path, folder: int, groups: tuple[str, ...], timed: bool)
             raise KernelTraceError("join pinned programs: this process cannot become a member")
         for program, fd in programs.link_fds().items():
             sharing.pin(fd, str(path / f"{LINK}{program}"))
+        for index in range(1, 1 + SPARES):
+            sharing.pin(programs.region_fds[index], str(path / f"{SPARE}{index}"))
         sharing.pin(programs.members_fd, str(path / MEMBERS))
         sharing.pin(programs.regions_fd, str(path / REGIONS))
         sharing.pin(programs.register_fd, str(path / REGISTER))
@@ -206,12 +212,31 @@ def _sit_down(path: Path, register_fd: int) -> _Seat:
     try:
         index, epoch = _take(register_fd)
         try:
-            return _Seat(index, epoch, new_region(regions_fd, index))
+            # With a member before, another process may still hold the region that was there.
+            region_fd = _take_spare(path, index) if epoch == 1 else None
+            if region_fd is None:
+                region_fd = new_region(regions_fd, index)
+            return _Seat(index, epoch, region_fd)
         except BaseException:
             members.quit_index(register_fd, index)
             raise
     finally:
         os.close(regions_fd)
+
+
+def _take_spare(path: Path, index: int) -> int | None:
+    """Take the region that came with the load, if there is one, out of others' sight."""
+    pinned = path / f"{SPARE}{index}"
+    try:
+        region_fd = sharing.open_pinned(str(pinned))
+    except KernelTraceError:
+        return None
+    try:
+        pinned.unlink()
+    except BaseException:
+        os.close(region_fd)
+        raise
+    return region_fd
 
 
 def _take(register_fd: int) -> tuple[int, int]:
