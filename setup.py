@@ -83,25 +83,26 @@ def header_folders(machine: str) -> list[str]:
 
 
 def compile_probes(sources: list[Path], folder: Path, machine: str) -> None:
-    """Compile BPF sources to CO-RE objects without DWARF; BTF stays, loading needs it.
-
-    Beside each goes its hash, for who wants to compare it and not to read it.
-    """
+    """Compile BPF sources to CO-RE objects without DWARF; BTF stays, loading needs it."""
     if machine not in TARGETS:
         refuse(f"no BPF target for machine {machine}")
     clang, strip = tool("clang"), tool("llvm-strip")
     folder.mkdir(parents=True, exist_ok=True)
     for source in sources:
         target = folder / f"{source.name.removesuffix('.c')}.o"
+        made = target.with_suffix(".new")
         command = [clang, "-g", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"]
         command += ["-target", "bpf", "-mcpu=v3", f"-D__TARGET_ARCH_{TARGETS[machine]}"]
         command += ["-I", str(PROBES / "include"), "-I", str(PROBES)]
         for headers in header_folders(machine):
             command += ["-idirafter", headers]
-        subprocess.run([*command, "-c", str(source), "-o", str(target)], check=True)
-        subprocess.run([strip, "-g", str(target)], check=True)
-        digest = hashlib.sha256(target.read_bytes()).hexdigest()
-        target.with_suffix(".sha256").write_text(digest)
+        subprocess.run([*command, "-c", str(source), "-o", str(made)], check=True)
+        subprocess.run([strip, "-g", str(made)], check=True)
+        # What is the same stays older than the extension that its hash is compiled into.
+        if target.exists() and target.read_bytes() == made.read_bytes():
+            made.unlink()
+        else:
+            made.replace(target)
 
 
 class BpfObjects(Command):
@@ -142,7 +143,15 @@ class BuildNative(build_ext):
                 )
             folder = (Path("src") if in_place else Path(self.build_lib)) / OBJECTS
             compile_probes(sources, folder, platform.machine())
+            self.note_digest(folder / "requests.bpf.o")
         super().run()
+
+    def note_digest(self, programs: Path) -> None:
+        """Compile the hash of the request programs in, for who compares it and reads no object."""
+        digest = hashlib.sha256(programs.read_bytes()).hexdigest()
+        (extension,) = (each for each in self.extensions if each.name.endswith("._libbpf"))
+        extension.define_macros.append(("KT_REQUESTS_SHA256", f'"{digest}"'))
+        extension.depends.append(str(programs))
 
 
 class Abi3Wheel(bdist_wheel):

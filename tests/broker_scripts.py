@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from kerneltrace_core.errors import KernelTraceError
 from kerneltrace_core.requests import layout, members
 from kerneltrace_core.requests.sharing import handed
-from kerneltrace_core.requests.sharing.offer import address_of, write_packet
+from kerneltrace_core.requests.sharing.offer import Offer, address_of, write_packet
 from kerneltrace_core.requests.sharing.abi import abi_hash
 
 ADDRESS = os.environ["KERNELTRACE_SOCKET"]
@@ -57,6 +57,9 @@ def joins():
     found = charged(side)
     side.close()
     return found
+
+def members_now():
+    return handed.status(ADDRESS)["members"]
 
 def tell(**found):
     print(json.dumps(found))

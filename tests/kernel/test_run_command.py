@@ -77,8 +77,8 @@ def helper_of() -> Any:
     """Return a function that finds the helper of a command by the socket in its environment."""
 
     def find(address: str) -> int:
-        code = "import sys; from kerneltrace_core.requests.sharing.handed import ask; "
-        code += "print(ask(sys.argv[1], 'status')[0]['pid'])"
+        code = "import sys; from kerneltrace_core.requests.sharing.handed import status; "
+        code += "print(status(sys.argv[1])['pid'])"
         done = subprocess.run(
             [sys.executable, "-c", code, address],
             capture_output=True,

@@ -59,7 +59,8 @@ def test_pins_with_every_index_taken_give_a_copy_of_its_own_with_one_line_that_n
         HOLDERS
         + """
 from kerneltrace_core._native import sharing
-sharing.PROCESSES = 2
+from kerneltrace_core.requests.sharing import pins
+sharing.PROCESSES, pins.SPARES = 2, 1
 go, held = holds(2, share="pins")
 tracer = start(share="pins")
 tell(held=held, mine=tracer.health()["kernel_side"]["joined"], warned=told("WARNING"),
@@ -137,8 +138,8 @@ def test_a_helper_that_is_killed_while_it_hands_over_is_told_of_in_one_line(mome
     found = run_under(
         2,
         f"""
-        from kerneltrace_core.requests.sharing.handed import ask
-        helper = ask(os.environ["KERNELTRACE_SOCKET"], "status")[0]["pid"]
+        from kerneltrace_core.requests.sharing.handed import status
+        helper = status(os.environ["KERNELTRACE_SOCKET"])["pid"]
         os.kill(helper, signal.SIGSTOP)
         delay = 0 if {moment!r} == "before it is asked" else 0.3
         killer = threading.Timer(delay, os.kill, (helper, signal.SIGKILL))
@@ -200,7 +201,7 @@ elif WAY == "pins":
     go_on = lambda: os.close(loads)
 else:
     from kerneltrace_core.requests.sharing import handed
-    helper = handed.ask(os.environ["KERNELTRACE_SOCKET"], "status")[0]["pid"]
+    helper = handed.status(os.environ["KERNELTRACE_SOCKET"])["pid"]
     os.kill(helper, signal.SIGSTOP)
     noted(handed, "ask")
     go_on = lambda: os.kill(helper, signal.SIGCONT)

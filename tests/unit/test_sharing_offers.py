@@ -11,8 +11,9 @@ import pytest
 
 pytest.importorskip("kerneltrace_core._native.lib", reason="the compiled part is missing")
 
-from kerneltrace_core.bpf.object import builtin_digest, builtin_object
-from kerneltrace_core.errors import FormatError, KernelTraceError, LoadError
+from kerneltrace_core._native.sharing import REQUESTS_SHA256
+from kerneltrace_core.bpf.object import builtin_object
+from kerneltrace_core.errors import FormatError, KernelTraceError
 from kerneltrace_core.requests import layout
 from kerneltrace_core.requests.plan import EVERY_TRACEPOINT, Plan, plan_programs
 from kerneltrace_core.requests.sharing import abi
@@ -31,45 +32,68 @@ OFFER = Offer(3, 1 << 63, PLAN)
 DESCRIPTORS = 2 + len(PLAN.programs)
 
 
-def test_an_offer_survives_the_way() -> None:
-    packet = write_packet(OFFER.as_dict())
+def changed(offer: Offer, at: int, data: bytes) -> bytes:
+    """Return an answer with other bytes at a place: 8 the index, 12 the key, 20 the plan."""
+    answer = offer.encode()
+    return answer[:at] + data + answer[at + len(data) :]
 
-    assert Offer.of_answer(read_packet(packet), DESCRIPTORS) == OFFER
+
+@pytest.mark.parametrize("timed", [True, False])
+@pytest.mark.parametrize("twice", [True, False])
+@pytest.mark.parametrize("arguments", [4, 3])
+@pytest.mark.parametrize(
+    "lacking", [(), ("sock_send_length",), ("block_bio_queue", "tcp_retransmit_skb")]
+)
+@pytest.mark.parametrize("wanted", [ALL, ("sched",), ("net", "block"), ("sched", "syscalls")])
+def test_an_offer_survives_the_way(
+    wanted: tuple[str, ...], lacking: tuple[str, ...], arguments: int, twice: bool, timed: bool
+) -> None:
+    here = {**EVERY_TRACEPOINT, **dict.fromkeys(lacking), "sched_switch": arguments}
+    plan = plan_programs(wanted, timed, here, twice)
+    offer = Offer(3, 1 << 63, plan)
+
+    assert Offer.decode(offer.encode(), 2 + len(plan.programs)) == offer
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("at", "data"),
     [
-        {"process": -1},
-        {"process": "3"},
-        {"key": -1},
-        {"key": 1 << 64},
-        {"key": None},
-        {"plan": None},
-        {"plan": {}},
-        {"plan": {**PLAN.as_dict(), "programs": 5}},
-        {"plan": {**PLAN.as_dict(), "missing": []}},
-        {"plan": {**PLAN.as_dict(), "groups": ["sched", "everything"]}},
+        (0, b"K"),
+        (20, b"\xff" * 8),
+        (27, b"\x80"),
+        (24, b"\x80"),
     ],
 )
-def test_what_is_no_offer_is_a_format_error(changes: dict[str, Any]) -> None:
+def test_what_is_no_offer_is_a_format_error(at: int, data: bytes) -> None:
     with pytest.raises(FormatError):
-        Offer.of_answer({**OFFER.as_dict(), **changes}, DESCRIPTORS)
+        Offer.decode(changed(OFFER, at, data), DESCRIPTORS)
+
+
+@pytest.mark.parametrize("length", range(28))
+def test_an_offer_that_is_cut_off_is_a_format_error(length: int) -> None:
+    with pytest.raises(FormatError):
+        Offer.decode(OFFER.encode()[:length], DESCRIPTORS)
+
+
+@pytest.mark.parametrize("more", [b"x", b"[]", b"1", b'{"net":'])
+def test_reasons_that_are_no_object_are_a_format_error(more: bytes) -> None:
+    with pytest.raises(FormatError):
+        Offer.decode(OFFER.encode() + more, DESCRIPTORS)
 
 
 @pytest.mark.parametrize("descriptors", [0, 1, DESCRIPTORS - 1, DESCRIPTORS + 1])
 def test_another_number_of_descriptors_is_refused(descriptors: int) -> None:
     with pytest.raises(FormatError, match=f"{descriptors} descriptors"):
-        Offer.of_answer(OFFER.as_dict(), descriptors)
+        Offer.decode(OFFER.encode(), descriptors)
 
 
 def test_the_brokers_reason_is_passed_on() -> None:
     with pytest.raises(KernelTraceError, match="join by socket: too late"):
-        Offer.of_answer({"ok": False, "error": "too late"}, 0)
+        Offer.decode(write_packet({"ok": False, "error": "too late"}), 0)
     with pytest.raises(PoolFullError, match="all taken"):
-        Offer.of_answer({"ok": False, "error": "all taken", "again": True}, 0)
+        Offer.decode(write_packet({"ok": False, "error": "all taken", "again": True}), 0)
     with pytest.raises(KernelTraceError, match="refused"):
-        Offer.of_answer({}, 0)
+        Offer.decode(b"{}", 0)
 
 
 @pytest.mark.parametrize("packet", [b"", b"\xff", b"[]", b"1", b"[" * 100_000, b'{"a":'])
@@ -104,35 +128,25 @@ def test_a_plan_is_the_same_when_it_is_told_by_its_programs(
 
 
 def test_the_hash_tells_apart_what_may_not_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(abi, "builtin_digest", lambda name: b"0123456789abcdef" * 4)
-    plain = abi.abi_hash()
-
-    found = {plain, abi.abi_hash(ALL, True), abi.abi_hash(ALL, False), abi.abi_hash(ALL[:1], True)}
+    found = {abi.abi_hash(), abi._hash(), abi.abi_hash(ALL, True), abi.abi_hash(ALL, False)}
+    found.add(abi.abi_hash(ALL[:1], True))
     with monkeypatch.context() as changed:
         changed.setattr(layout, "ABI", layout.ABI + 1)
-        found.add(abi.abi_hash())
-    monkeypatch.setattr(abi, "builtin_digest", lambda name: b"0123456789abcde0" * 4)
-    found.add(abi.abi_hash())
+        found.add(abi._hash())
+    other = ("f" if REQUESTS_SHA256[0] == "0" else "0") + REQUESTS_SHA256[1:]
+    monkeypatch.setattr(abi.sharing, "REQUESTS_SHA256", other)
+    found.add(abi._hash())
 
     assert len(found) == 6
     assert {len(each) for each in found} == {24}
 
 
-def test_the_hash_is_the_same_for_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(abi, "builtin_digest", lambda name: b"0123456789abcdef" * 4)
-
+def test_the_hash_is_the_same_for_the_same() -> None:
     assert abi.abi_hash(ALL, True) == abi.abi_hash(tuple(ALL), True)
 
 
-def test_the_digest_that_the_build_noted_is_that_of_the_programs() -> None:
-    expected = hashlib.sha256(builtin_object("requests")).hexdigest()
-
-    assert builtin_digest("requests").decode() == expected
-
-
-def test_a_digest_that_is_missing_is_told_like_missing_programs() -> None:
-    with pytest.raises(LoadError, match="read built-in BPF object nothing: "):
-        builtin_digest("nothing")
+def test_the_digest_that_was_compiled_in_is_that_of_the_programs() -> None:
+    assert hashlib.sha256(builtin_object("requests")).hexdigest() == REQUESTS_SHA256
 
 
 def without_servers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,7 +101,13 @@ void btf__free(struct btf *btf);
 int kt_tracepoint_arguments(const struct btf *btf, const char *name);
 
 int kt_map_place(int outer_fd, uint32_t first, const int *inner_fds, uint32_t count);
+static char *const kt_requests_sha256;
 int kt_region_fits(int map_fd, size_t size);
+struct kt_answer {
+    int uid; int truncated; int fd_count; int length; int fds[...]; char packet[...];
+};
+int kt_ask(const char *address, size_t address_length, int uid, const char *request, size_t length,
+           int timeout_ms, struct kt_answer *answer);
 void kt_zero(void *address, size_t size);
 void kt_capabilities_bar(void);
 int kt_capabilities_drop(void);
@@ -165,6 +171,7 @@ SOURCE = """
 #include "shim_share.h"
 #include "shim_attach.h"
 #include "kt_region.h"
+static char *const kt_requests_sha256 = KT_REQUESTS_SHA256;
 static const size_t kt_thread_bytes = sizeof(struct kt_thread);
 static const size_t kt_slot_bytes = sizeof(struct kt_slot);
 static const size_t kt_slot_bank = offsetof(struct kt_slot, bank);

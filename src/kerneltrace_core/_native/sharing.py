@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import errno as errno_names
 import os
+from typing import Any, NoReturn
 
 from kerneltrace_core._native.lib import _checked, ffi, lib
 from kerneltrace_core.errors import KernelTraceError
 
 __all__ = [
     "PROCESSES",
+    "REQUESTS_SHA256",
     "bar_capabilities",
     "drop_capabilities",
     "drop_capabilities_everywhere",
+    "exchange",
     "member_bytes",
     "open_pinned",
     "pin",
@@ -27,6 +30,14 @@ __all__ = [
     "zero",
 ]
 
+# Of one exchange, by a signal: each costs a millisecond at most, and a timer may come again.
+INTERRUPTIONS = 100
+# Made whole here, and not in a child that has just been forked, where each costs a few pages.
+ANSWER = ffi.typeof("struct kt_answer *")
+ffi.sizeof(ANSWER.item)
+native_ask = lib.kt_ask
+# Of the request programs that were built with this extension.
+REQUESTS_SHA256: str = ffi.string(lib.kt_requests_sha256).decode()
 PROCESSES: int = lib.KT_PROCESSES
 member_bytes: int = lib.kt_member_bytes
 registration_bytes: int = lib.kt_registration_bytes
@@ -65,6 +76,39 @@ def open_pinned(path: str) -> int:
 def region_fits(fd: int, size: int) -> bool:
     """Tell whether a descriptor is of a region of that size: one that can be mapped to its end."""
     return _checked("look at region", lib.kt_region_fits(fd, size)) == 1
+
+
+def exchange(
+    address: str, request: bytes, uid: int, seconds: float
+) -> tuple[bytes, list[int], bool]:
+    """Ask a Unix socket of packets, which root or ``uid`` has to serve; ``@NAME``: an abstract one.
+
+    Returns its packet, descriptors, which the caller closes, and whether some were lost. Waits for
+    ``seconds`` at most for each of three steps. Raises KernelTraceError if another serves it;
+    OSError, TimeoutError among it.
+    """
+    path = address.encode(errors="surrogateescape")
+    answer = ffi.new(ANSWER)
+    limit_ms = max(1, int(1000 * seconds))
+    try:
+        for _ in range(INTERRUPTIONS):
+            code = native_ask(path, len(path), uid, request, len(request), limit_ms, answer)
+            if code != -errno_names.EINTR:
+                break
+        if code < 0:
+            _refuse_answer(code, address, answer, uid)
+        fds = ffi.unpack(answer.fds, answer.fd_count)
+        return ffi.unpack(answer.packet, answer.length), fds, bool(answer.truncated)
+    except BaseException:
+        for fd in ffi.unpack(answer.fds, answer.fd_count):
+            os.close(fd)
+        raise
+
+
+def _refuse_answer(code: int, address: str, answer: Any, uid: int) -> NoReturn:
+    if code == -errno_names.EACCES and answer.uid not in (-1, 0, uid):
+        raise KernelTraceError(f"ask {address}: it is served by uid {answer.uid}, not by this user")
+    raise OSError(-code, os.strerror(-code), address)
 
 
 def zero(address: int, size: int) -> None:

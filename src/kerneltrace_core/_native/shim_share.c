@@ -12,11 +12,15 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
+#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -70,6 +74,88 @@ int kt_region_fits(int map_fd, size_t size)
 void kt_zero(void *address, size_t size)
 {
 	memset(address, 0, size);
+}
+
+/* ---- joining ------------------------------------------------------------- */
+
+static int connect_packets(const char *address, size_t length, int timeout_ms)
+{
+	struct timeval limit = { .tv_sec = timeout_ms / 1000, .tv_usec = timeout_ms % 1000 * 1000 };
+	struct sockaddr_un to = { .sun_family = AF_UNIX };
+	bool abstract = length && address[0] == '@';
+	size_t whole = offsetof(struct sockaddr_un, sun_path) + length + !abstract;
+	int fd, error;
+
+	if (whole > sizeof(to))
+		return -ENAMETOOLONG;
+	memcpy(to.sun_path, address, length);
+	if (abstract)
+		to.sun_path[0] = 0;
+	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		return -errno;
+	/* Not non-blocking: then a connect to a full backlog fails at once. */
+	if (setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit)) ||
+	    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit)) ||
+	    connect(fd, (struct sockaddr *)&to, whole)) {
+		error = -errno;
+		close(fd);
+		return error;
+	}
+	return fd;
+}
+
+static int receive(int fd, struct kt_answer *answer)
+{
+	char control[CMSG_SPACE(sizeof(answer->fds))] __attribute__((aligned(8)));
+	struct iovec packet = { .iov_base = answer->packet, .iov_len = sizeof(answer->packet) };
+	struct msghdr message = { .msg_iov = &packet,
+				  .msg_iovlen = 1,
+				  .msg_control = control,
+				  .msg_controllen = sizeof(control) };
+	ssize_t length = recvmsg(fd, &message, MSG_CMSG_CLOEXEC);
+	struct cmsghdr *part;
+
+	if (length < 0)
+		return -errno;
+	answer->length = length;
+	answer->truncated = (message.msg_flags & MSG_CTRUNC) != 0;
+	part = CMSG_FIRSTHDR(&message);
+	if (part && part->cmsg_level == SOL_SOCKET && part->cmsg_type == SCM_RIGHTS) {
+		size_t bytes = part->cmsg_len - CMSG_LEN(0);
+
+		memcpy(answer->fds, CMSG_DATA(part), bytes);
+		answer->fd_count = bytes / sizeof(int);
+	}
+	return 0;
+}
+
+int kt_ask(const char *address, size_t address_length, int uid, const char *request, size_t length,
+	   int timeout_ms, struct kt_answer *answer)
+{
+	struct ucred peer;
+	socklen_t size = sizeof(peer);
+	int fd, result = 0;
+
+	answer->uid = -1;
+	answer->truncated = answer->fd_count = answer->length = 0;
+	fd = connect_packets(address, address_length, timeout_ms);
+	if (fd < 0)
+		return fd == -EAGAIN ? -ETIMEDOUT : fd;
+	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size)) {
+		result = -errno;
+	} else {
+		answer->uid = peer.uid;
+		/* Who hands descriptors over decides what this process maps: nobody else may. */
+		if (peer.uid != 0 && peer.uid != (uid_t)uid)
+			result = -EACCES;
+		else if (send(fd, request, length, MSG_NOSIGNAL) < 0)
+			result = -errno;
+		else
+			result = receive(fd, answer);
+	}
+	close(fd);
+	return result == -EAGAIN ? -ETIMEDOUT : result;
 }
 
 /* ---- privileges ---------------------------------------------------------- */

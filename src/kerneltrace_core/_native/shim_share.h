@@ -16,6 +16,27 @@ int kt_map_place(int outer_fd, uint32_t first, const int *inner_fds, uint32_t co
 /* 1 if a descriptor is of a region of that size, 0 if of another map, -errno if of no map. */
 int kt_region_fits(int map_fd, size_t size);
 
+#define KT_ANSWER_BYTES 8192
+#define KT_ANSWER_FDS 64 /* more than any set of programs has; the kernel's own limit is 253 */
+
+struct kt_answer {
+	int uid;       /* who serves, -1 until that is known */
+	int truncated; /* descriptors were lost on the way */
+	int fd_count;
+	int length;
+	int fds[KT_ANSWER_FDS]; /* close-on-exec, and the caller's to close */
+	char packet[KT_ANSWER_BYTES];
+};
+
+/*
+ * Send a request to the Unix socket of packets at an address (@name: an abstract one) and take
+ * the answer. Only root or uid may serve it: another is told nothing. Waits for timeout_ms
+ * at most for each of three steps. 0; -EACCES if another uid serves it; -ETIMEDOUT; -EINTR, with
+ * nothing left open, for the caller to look after its signals and ask again; or -errno.
+ */
+int kt_ask(const char *address, size_t address_length, int uid, const char *request, size_t length,
+	   int timeout_ms, struct kt_answer *answer);
+
 /* Zero memory without the interpreter's lock. */
 void kt_zero(void *address, size_t size);
 

@@ -14,7 +14,7 @@ from kerneltrace_core._native.held import LibbpfLink
 from kerneltrace_core.bpf.program import ProgramFacts
 from kerneltrace_core.errors import ClosedError, LoadError
 
-__all__ = ["BpfObject", "builtin_digest", "builtin_object"]
+__all__ = ["BpfObject", "builtin_object"]
 
 OBJECTS = Path(__file__).parent.parent / "_objects"
 
@@ -24,20 +24,8 @@ def builtin_object(name: str) -> bytes:
 
     Raises LoadError if the installation has none of that name.
     """
-    return _builtin(name, "o")
-
-
-def builtin_digest(name: str) -> bytes:
-    """Return the SHA-256, in hexadecimal digits, that the build has noted of such an object.
-
-    Not computed here: who only joins would read the whole object for it.
-    """
-    return _builtin(name, "sha256")
-
-
-def _builtin(name: str, kind: str) -> bytes:
     # Not importlib.resources: it takes 8 ms to import, and an extension module runs from no zip.
-    path = f"{OBJECTS}/{name}.bpf.{kind}"
+    path = f"{OBJECTS}/{name}.bpf.o"
     try:
         with open(path, "rb") as file:
             return file.read()

@@ -16,7 +16,7 @@ SECONDS = 1.0
 def kernel_side_fact(environ: Mapping[str, str] = os.environ) -> Support:
     """Say which way a worker that starts in this environment would join."""
     try:
-        from kerneltrace_core.requests.sharing.handed import ask
+        from kerneltrace_core.requests.sharing.handed import status
         from kerneltrace_core.requests.sharing.pins import usable
     except ImportError as error:
         return Support.unknown(str(error))
@@ -30,13 +30,11 @@ def kernel_side_fact(environ: Mapping[str, str] = os.environ) -> Support:
             return Support.yes("own copy; workers of one server share by pins in /sys/fs/bpf")
         return Support.yes("own copy in each process; kerneltrace run -- CMD shares one")
     try:
-        answer, fds = ask(address, "status", SECONDS)
+        answer = status(address, SECONDS)
     except (OSError, ValueError) as error:
         return Support.no(f"{address}: {error}", "restart what runs kerneltrace run")
     except Exception as error:  # noqa: BLE001 - whatever it answers, the doctor goes on
         return Support.no(str(error), "restart what runs kerneltrace run")
-    for fd in fds:
-        os.close(fd)
     if answer.get("ok") is not True:
         return Support.no(str(answer.get("error")), "restart what runs kerneltrace run")
     taken, regions = answer.get("members"), answer.get("regions")

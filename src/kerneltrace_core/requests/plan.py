@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from kerneltrace_core._native import lib
 from kerneltrace_core.errors import FormatError, UnsupportedError
@@ -57,9 +57,34 @@ PREEMPTED = (
 )
 SECOND = "_second"
 PREV_STATE_ARGUMENTS = 4
+OLD_SWITCH = "kt_sched_switch_5_17"
 EVERY_TRACEPOINT: dict[str, int | None] = {
     point: PREV_STATE_ARGUMENTS for points in PROGRAMS.values() for point in points.values()
 }
+TIMED = "timed"
+
+
+def _every_program() -> Iterator[str]:
+    yield OLD_SWITCH
+    for name in dict.fromkeys(name for points in PROGRAMS.values() for name in points):
+        yield name
+        if name in PREEMPTED:
+            yield name + SECOND
+
+
+# In the order in which they are attached, which is that of the links' descriptors too.
+EVERY_PROGRAM = tuple(_every_program())
+# What the bits of a plan mean, from the lowest on.
+NAMED = (*EVERY_PROGRAM, *GROUPS, TIMED)
+
+
+def _bits(*names: str) -> int:
+    return sum(1 << NAMED.index(name) for name in names)
+
+
+TIMED_BITS = _bits(TIMED)
+SOCKETS_BITS = _bits(*SOCKETS)
+SECOND_BITS = _bits(*(name for name in EVERY_PROGRAM if name.endswith(SECOND)))
 
 
 @dataclass(frozen=True)
@@ -73,34 +98,29 @@ class Plan:
     timed: bool
     second_copies: bool
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the plan as data that JSON takes."""
-        return dict(vars(self))  # not asdict, which copies deeply
+    def bits(self) -> int:
+        """Return the plan, but for ``missing``, as a number; see ``of_bits``."""
+        return _bits(*self.programs, *self.groups, *((TIMED,) if self.timed else ()))
 
     @classmethod
-    def of_dict(cls, data: object) -> Plan:
-        """Build a plan from another process's data. Raises FormatError if it is none."""
-        if not isinstance(data, dict):
-            raise FormatError("read plan of shared programs: it is no object")
-        try:
-            plan = cls(
-                programs=tuple(map(str, data["programs"])),
-                groups=tuple(map(str, data["groups"])),
-                missing={str(group): str(why) for group, why in data["missing"].items()},
-                sockets=bool(data["sockets"]),
-                timed=bool(data["timed"]),
-                second_copies=bool(data["second_copies"]),
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise FormatError(f"read plan of shared programs: {error!r}") from error
-        if set(plan.groups) - set(GROUPS):
-            raise FormatError("read plan of shared programs: unknown groups")
-        return plan
+    def of_bits(cls, bits: int, missing: dict[str, str]) -> Plan:
+        """Rebuild another process's plan. Raises FormatError if the bits are of no plan."""
+        if not 0 <= bits < 1 << len(NAMED):
+            raise FormatError("read plan of shared programs: unknown programs or groups")
+        groups = bits >> len(EVERY_PROGRAM)
+        return cls(
+            programs=tuple(name for bit, name in enumerate(EVERY_PROGRAM) if bits >> bit & 1),
+            groups=tuple(name for bit, name in enumerate(GROUPS) if groups >> bit & 1),
+            missing=missing,
+            sockets=bits & SOCKETS_BITS == SOCKETS_BITS,
+            timed=bits & TIMED_BITS != 0,
+            second_copies=bits & SECOND_BITS != 0,
+        )
 
     @classmethod
     def of_programs(cls, programs: set[str], wanted: tuple[str, ...], timed: bool) -> Plan:
         """Rebuild the plan that others loaded for the same groups, from its programs' names."""
-        modern = {"kt_sched_switch" if n == "kt_sched_switch_5_17" else n for n in programs}
+        modern = {"kt_sched_switch" if n == OLD_SWITCH else n for n in programs}
         arguments: dict[str, int | None] = {
             point: PREV_STATE_ARGUMENTS
             for points in PROGRAMS.values()
@@ -168,11 +188,10 @@ def plan_programs(
     if "sched" in missing:
         raise UnsupportedError(f"load request probes: {missing['sched']}")
     if (arguments["sched_switch"] or 0) < PREV_STATE_ARGUMENTS:
-        programs = {
-            "kt_sched_switch_5_17" if name == "kt_sched_switch" else name: None for name in programs
-        }
-    sockets = "kt_sock_send" in programs and "kt_sock_recv" in programs
-    return Plan(tuple(programs), tuple(groups), missing, sockets, timed, second_copies)
+        programs = {OLD_SWITCH if name == "kt_sched_switch" else name: None for name in programs}
+    ordered = tuple(name for name in EVERY_PROGRAM if name in programs)
+    sockets = all(name in programs for name in SOCKETS)
+    return Plan(ordered, tuple(groups), missing, sockets, timed, second_copies)
 
 
 def tracepoint_arguments(btf_path: str | None) -> dict[str, int | None]:

@@ -164,6 +164,7 @@ class Broker:
             connection, pid, now + FIRST_WORD_SECONDS, now + CLIENT_SECONDS, False
         )
         self._selector.register(connection, selectors.EVENT_READ)
+        self._answer(connection.fileno())  # who means it has asked by now
 
     def _hang_up(self, fd: int) -> None:
         client = self._clients.pop(fd)
@@ -189,7 +190,7 @@ class Broker:
                 self._hang_up(fd)  # it has what it wanted
                 return
             answer, descriptors = self._decide(packet, client.pid)
-            socket.send_fds(client.connection, [write_packet(answer)], descriptors)
+            socket.send_fds(client.connection, [answer], descriptors)
         except BlockingIOError:
             return
         except OSError:
@@ -197,7 +198,7 @@ class Broker:
             return
         self._clients[fd] = client._replace(answered=True)
 
-    def _decide(self, packet: bytes, pid: int) -> tuple[dict[str, Any], list[int]]:
+    def _decide(self, packet: bytes, pid: int) -> tuple[bytes, list[int]]:
         try:
             request = read_packet(packet)
             if request.get("protocol") != PROTOCOL or request.get("abi") != self._abi:
@@ -206,7 +207,7 @@ class Broker:
                     f"asked for {str(request.get('abi'))[:40]}): restart what runs kerneltrace run"
                 )
             if request.get("want") == "status":
-                return self.status(), []
+                return write_packet(self.status()), []
             if request.get("want") != "join":
                 raise KernelTraceError("asked for what it does not know")
             if pid in self._sulking:
@@ -214,10 +215,10 @@ class Broker:
             offer = self._offer(pid)
         except (FormatError, KernelTraceError) as error:
             full = isinstance(error, PoolFullError)
-            return {"ok": False, "error": str(error), "again": full}, []
+            return write_packet({"ok": False, "error": str(error), "again": full}), []
         programs = self._programs
         region_fd = programs.region_fds[offer.process]
-        return offer.as_dict(), [programs.register_fd, region_fd, *self._links]
+        return offer.encode(), [programs.register_fd, region_fd, *self._links]
 
     def status(self) -> dict[str, Any]:
         """Return how it goes, for whom it may concern."""

@@ -1,9 +1,8 @@
 """What a broker and a joining process say to each other, over a Unix socket of packets.
 
-The joining process sends ``{"protocol": 1, "abi": HASH, "want": "join"}``. The answer is
-``{"ok": true, "process": INDEX, "key": KEY, "plan": {...}}`` with the descriptors of the
-registering program, of the region and of every link; or ``{"ok": false, "error": TEXT}``.
-``"want": "status"`` is answered without descriptors.
+The joining process sends ``{"protocol": 1, "abi": HASH, "want": "join"}``. The answer is an Offer
+in binary, with the descriptors of the registering program, of the region and of every link; or
+``{"ok": false, "error": TEXT}``. ``"want": "status"`` is answered in JSON without descriptors.
 """
 
 from __future__ import annotations
@@ -36,6 +35,9 @@ VARIABLE = "KERNELTRACE_SOCKET"
 DESCRIPTORS_FIRST = 2
 
 _PEER = struct.Struct("iII")
+MARK = b"kt-offer"
+# MARK, index, key, bits of the plan.
+_OFFER = struct.Struct("=8sIQQ")
 
 
 class PoolFullError(KernelTraceError):
@@ -50,23 +52,27 @@ class Offer:
     key: int
     plan: Plan
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as the answer to a process that wants to join."""
-        plan = self.plan.as_dict()
-        return {"ok": True, "process": self.process, "key": self.key, "plan": plan}
+    def encode(self) -> bytes:
+        """Return it as the answer to a process that wants to join.
+
+        In binary: to decode JSON is a noticeable part of a join. Only why a group is missing is
+        text, where one is.
+        """
+        missing = write_packet(self.plan.missing) if self.plan.missing else b""
+        return _OFFER.pack(MARK, self.process, self.key, self.plan.bits()) + missing
 
     @classmethod
-    def of_answer(cls, answer: dict[str, Any], descriptors: int) -> Offer:
+    def decode(cls, answer: bytes, descriptors: int) -> Offer:
         """Read an answer. Raises PoolFullError, KernelTraceError (its reason), FormatError."""
-        if answer.get("ok") is not True:
-            kind = PoolFullError if answer.get("again") is True else KernelTraceError
-            raise kind(f"join by socket: {answer.get('error', 'refused')}")
-        process, key = answer.get("process"), answer.get("key")
-        if not isinstance(process, int) or not isinstance(key, int):
-            raise FormatError("join by socket: the answer names no index")
-        if process < 0 or not 0 <= key < 1 << 64:
-            raise FormatError("join by socket: the answer's index is none")
-        offer = cls(process, key, Plan.of_dict(answer.get("plan")))
+        if not answer.startswith(MARK) or len(answer) < _OFFER.size:
+            refusal = read_packet(answer)
+            kind = PoolFullError if refusal.get("again") is True else KernelTraceError
+            raise kind(f"join by socket: {refusal.get('error', 'refused')}")
+        _, process, key, bits = _OFFER.unpack_from(answer)
+        missing = {}
+        if len(answer) > _OFFER.size:
+            missing = {group: str(why) for group, why in read_packet(answer[_OFFER.size :]).items()}
+        offer = cls(process, key, Plan.of_bits(bits, missing))
         if descriptors != DESCRIPTORS_FIRST + len(offer.plan.programs):
             raise FormatError(f"join by socket: {descriptors} descriptors came with the answer")
         return offer
