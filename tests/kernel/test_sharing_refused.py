@@ -76,7 +76,7 @@ tell(held=held, mine=tracer.health()["kernel_side"]["joined"], warned=told("WARN
 
 ANOTHER_VERSION = """
 from kerneltrace_core.requests.sharing import handed
-handed.abi_hash = lambda: "0123456789abcdef"
+handed.REQUESTS["join"] = b'{"protocol":1,"abi":"0123456789abcdef","want":"join"}'
 """
 
 

@@ -19,24 +19,27 @@ from kerneltrace_core.requests.sharing.offer import (
     Offer,
     PoolFullError,
     read_packet,
+    write_packet,
 )
 
 __all__ = ["ask", "join_handed", "status"]
 
 HOW = "socket"
 SECONDS = 2.0
-# By hand: the first use of json in a forked child is a noticeable part of a join.
-REQUEST = b'{"protocol":%d,"abi":"%s","want":"%s"}'
+# Made here: the first use of json in a forked child is a noticeable part of a join.
+REQUESTS = {
+    want: write_packet({"protocol": PROTOCOL, "abi": abi_hash(), "want": want})
+    for want in ("join", "status")
+}
 AGAIN, AGAIN_SECONDS = 4, 0.25
 
 
 def ask(address: str, want: str, seconds: float = SECONDS) -> tuple[bytes, list[int]]:
-    """Ask a broker; return its answer and the descriptors, which the caller closes.
+    """Ask a broker for ``join`` or ``status``; return its answer and descriptors, for the caller.
 
     Waits for ``seconds`` at most for each of three steps. Raises KernelTraceError, OSError.
     """
-    request = REQUEST % (PROTOCOL, abi_hash().encode(), want.encode())
-    packet, fds, lost = sharing.exchange(address, request, os.geteuid(), seconds)
+    packet, fds, lost = sharing.exchange(address, REQUESTS[want], os.geteuid(), seconds)
     if lost or not packet:
         for fd in fds:
             os.close(fd)
