@@ -44,6 +44,7 @@ def _join() -> tuple[int, float]:
     """Fork one that joins; return a pipe that it holds until it is closed, and how long it took."""
     from kerneltrace_core.requests.sharing.handed import join_handed
 
+    address = os.environ["KERNELTRACE_SOCKET"]
     told, keep = os.pipe()
     answer, writer = os.pipe()
     if os.fork() == 0:
@@ -51,7 +52,7 @@ def _join() -> tuple[int, float]:
         try:
             os.close(keep)
             begin = time.perf_counter()
-            join_handed(os.environ["KERNELTRACE_SOCKET"])
+            join_handed(address)
             os.write(writer, struct.pack("d", (time.perf_counter() - begin) * 1e3))
             os.close(writer)
             os.read(told, 1)

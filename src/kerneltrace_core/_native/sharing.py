@@ -32,10 +32,12 @@ __all__ = [
 
 # Of one exchange, by a signal: each costs a millisecond at most, and a timer may come again.
 INTERRUPTIONS = 100
-# Made whole here, and not in a child that has just been forked, where each costs a few pages.
+# cffi makes what it wraps when it is first used: here, and not in a child that has just been
+# forked to join, where each costs some twenty pages.
 ANSWER = ffi.typeof("struct kt_answer *")
 ffi.sizeof(ANSWER.item)
-native_ask = lib.kt_ask
+for _name in ("kt_ask", "kt_region_fits", "kt_program_run", "kt_region_map"):
+    getattr(lib, _name)
 # Of the request programs that were built with this extension.
 REQUESTS_SHA256: str = ffi.string(lib.kt_requests_sha256).decode()
 PROCESSES: int = lib.KT_PROCESSES
@@ -92,7 +94,7 @@ def exchange(
     limit_ms = max(1, int(1000 * seconds))
     try:
         for _ in range(INTERRUPTIONS):
-            code = native_ask(path, len(path), uid, request, len(request), limit_ms, answer)
+            code = lib.kt_ask(path, len(path), uid, request, len(request), limit_ms, answer)
             if code != -errno_names.EINTR:
                 break
         if code < 0:
