@@ -23,9 +23,10 @@ def _become_nobody(capabilities: Iterable[int]) -> None:
     mask = sum(1 << bit for bit in capabilities)
     low, high = mask & 0xFFFFFFFF, mask >> 32
     libc.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0)
-    os.setgroups([])
-    os.setresgid(NOBODY, NOBODY, NOBODY)
-    os.setresuid(NOBODY, NOBODY, NOBODY)
+    if os.geteuid() != NOBODY:
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
     header = struct.pack("=Ii", CAPABILITY_VERSION, 0)
     sets = struct.pack("=6I", low, low, 0, high, high, 0)
     if libc.capset(header, sets) != 0:

@@ -41,6 +41,7 @@ def run(script: str, processes: int = 4) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.needs("capability:cap_setpcap")
 def test_a_process_without_any_capability_joins_and_is_counted_exactly() -> None:
     found = run(
         """

@@ -198,6 +198,7 @@ def needs_root() -> None:
         pytest.skip("setpriv as root: no")
 
 
+@pytest.mark.needs("capability:cap_setuid")
 def test_two_capabilities_do_for_nobody_what_all_do_for_root(nobodys_python: list[str]) -> None:
     needs_root()
     privileged()
@@ -215,6 +216,7 @@ def test_two_capabilities_do_for_nobody_what_all_do_for_root(nobodys_python: lis
     assert theirs == ours
 
 
+@pytest.mark.needs("capability:cap_setuid")
 def test_nobody_without_capabilities_is_told_which_and_falls_back(
     nobodys_python: list[str],
 ) -> None:
@@ -232,6 +234,7 @@ def test_nobody_without_capabilities_is_told_which_and_falls_back(
 
 
 @pytest.mark.any_kernel
+@pytest.mark.needs("capability:cap_setuid")
 def test_the_exit_status_of_the_text_is_that_of_the_json(nobodys_python: list[str]) -> None:
     status, document = run_doctor(nobodys_python)
     done = subprocess.run(

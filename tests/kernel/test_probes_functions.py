@@ -187,6 +187,21 @@ def test_an_unknown_function_of_fentry_is_said_before_load() -> None:
     assert "did you mean vfs_read" in str(caught.value)
 
 
+def test_nobody_is_told_of_an_unknown_function_that_modules_were_not_searched() -> None:
+    def refused() -> str:
+        spec = Fentry("vfs_raed", program="on_fentry")
+        with pytest.raises(AttachError) as caught, probing("functions", spec):
+            pass
+        return str(caught.value)
+
+    told = as_nobody(refused)
+
+    assert "ESRCH: the kernel has no such function, or the compiler has inlined it" in told
+    assert "(its modules' types were not searched: that needs CAP_SYS_ADMIN)" in told
+    assert "did you mean vfs_read" in told
+    assert told.endswith("for a target in a module, give it CAP_SYS_ADMIN)")
+
+
 def test_a_program_has_one_function_and_says_so() -> None:
     data = compile_object("functions").read_bytes()
     uses = [("on_fentry", Fentry("vfs_read")), ("on_fentry", Fentry("vfs_write"))]

@@ -259,6 +259,7 @@ def test_a_file_that_may_not_be_read_leaves_its_fields_none(
     assert stats.blocked_ns > NS_PER_MS
 
 
+@pytest.mark.needs("capability:cap_setuid")
 def test_it_needs_no_privilege() -> None:
     printed = run_python(
         """

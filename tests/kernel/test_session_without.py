@@ -22,7 +22,7 @@ except UnsupportedError as error:
 
 
 def test_without_the_kernels_btf_no_tracepoint_is_blamed(require: Callable[..., None]) -> None:
-    require("tracepoint:sys_enter", "ring_buffer")
+    require("tracepoint:sys_enter", "ring_buffer", "capability:cap_sys_admin")
     unshare = shutil.which("unshare")
     if unshare is None:
         pytest.skip("there is no unshare(1)")

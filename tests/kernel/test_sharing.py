@@ -626,6 +626,7 @@ def test_a_tracer_that_stops_and_starts_under_run_stays_exact() -> None:
 
 
 @pytest.mark.any_kernel
+@pytest.mark.needs("capability:cap_setpcap")
 def test_capabilities_are_given_up_in_every_thread_once_tracing_runs() -> None:
     found = run(
         """

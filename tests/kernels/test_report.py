@@ -222,7 +222,13 @@ def test_a_run_has_the_privileges_that_its_name_says() -> None:
     assert "--reuid=65534" in prefix_of("nobody-3")
     assert "--ambient-caps=+bpf,+perfmon" in prefix_of("nobody-3")
     assert "--memlock=65536:65536" in prefix_of("nobody-3")
+    assert "--reuid=65534" in prefix_of("nobody-2")
+    assert "--memlock=unlimited:unlimited" in prefix_of("nobody-2")
     assert selection_of("nobody-2", "kernel and smoke", in_guest=False) == [
+        "-m",
+        "kernel and smoke",
+    ]
+    assert selection_of("nobody-3", "kernel and smoke", in_guest=False) == [
         "-m",
         "(kernel and smoke) and unprivileged",
     ]
@@ -231,6 +237,10 @@ def test_a_run_has_the_privileges_that_its_name_says() -> None:
 def test_a_guest_leaves_out_what_is_the_same_on_any_kernel_unless_it_is_asked_for() -> None:
     assert selection_of("root", "kernel", in_guest=True) == ["-m", "(kernel) and not any_kernel"]
     assert selection_of("nobody-2", "kernel", in_guest=True) == [
+        "-m",
+        "(kernel) and not any_kernel",
+    ]
+    assert selection_of("nobody-3", "kernel", in_guest=True) == [
         "-m",
         "((kernel) and not any_kernel) and unprivileged",
     ]

@@ -33,7 +33,13 @@ from kerneltrace_core.session.refusals import (
 )
 from kerneltrace_core.session.tracepoints import run_on_perf_event, unknown_tracepoint
 
-__all__ = ["attach_kprobe", "attach_loaded", "explain_unknown_target", "pmu_number"]
+__all__ = [
+    "attach_kprobe",
+    "attach_loaded",
+    "explain_unknown_target",
+    "explain_unseen_target",
+    "pmu_number",
+]
 
 PMUS = "/sys/bus/event_source/devices"
 LSM_LIST = "/sys/kernel/security/lsm"
@@ -168,4 +174,15 @@ def explain_unknown_target(spec: BtfTracepoint | Fentry | Fexit | FmodRet | Lsm)
     return Cause(
         "the kernel has no such function, or the compiler has inlined it",
         did_you_mean(nearest(spec.name, known)),
+    )
+
+
+def explain_unseen_target(spec: BtfTracepoint | Fentry | Fexit | FmodRet | Lsm) -> Cause:
+    """Explain what vmlinux's BTF lacks, to who may not look into its modules' (CAP_SYS_ADMIN)."""
+    unknown = explain_unknown_target(spec)
+    remedy = "for a target in a module, give it CAP_SYS_ADMIN"
+    return Cause(
+        f"{unknown.text} (its modules' types were not searched: that needs CAP_SYS_ADMIN)",
+        "; ".join(each for each in (unknown.remedy, remedy) if each),
+        unknown.kind,
     )

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from kerneltrace_core.bpf.object import BpfObject
 from kerneltrace_core.errors import AttachError, KernelTraceError, PrivilegeError, UnsupportedError
 from kerneltrace_core.session.choosing import check_fit
-from kerneltrace_core.session.functions import explain_unknown_target
+from kerneltrace_core.session.functions import explain_unknown_target, explain_unseen_target
 from kerneltrace_core.session.kernel_probes import (
     KPROBE,
     BtfTracepoint,
@@ -80,7 +80,11 @@ def _prepare(opened: BpfObject, program: str, spec: Probe, other: Probe | None) 
             opened.set_attach_target(program, spec.name)
         except PrivilegeError as error:
             code = error.errno or errno.EPERM
-            raise refuse(spec, facts, code, privilege(code, ("cap_bpf", "cap_perfmon"))) from error
+            cause = privilege(code, ("cap_bpf", "cap_perfmon"))
+            if code == errno.EPERM:
+                # Vmlinux's types are everybody's: what they lack is searched for in the modules'.
+                code, cause = errno.ESRCH, explain_unseen_target(spec)
+            raise refuse(spec, facts, code, cause) from error
         except AttachError as error:
             cause = NO_BTF if error.errno == errno.ENOENT else explain_unknown_target(spec)
             raise refuse(spec, facts, error.errno, cause) from error
