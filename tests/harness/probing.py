@@ -12,12 +12,22 @@ from harness.objects import compile_object
 from harness.pace import time_factor
 from kerneltrace_core._native import lib
 from kerneltrace_core.bpf.object import BpfObject
+from kerneltrace_core.kernel.features import FeatureProbes
+from kerneltrace_core.kernel.privileges import read_privileges
+from kerneltrace_core.kernel.support import Support
 from kerneltrace_core.session.choosing import choose_program
 from kerneltrace_core.session.links import Link
 from kerneltrace_core.session.prepare import prepare
 from kerneltrace_core.session.probe import Probe
 
 PATIENCE_SECONDS = 10.0
+
+
+def either_uprobe() -> Support:
+    """Tell whether uprobes are to be had, through perf or by a link of several."""
+    probes = FeatureProbes(read_privileges())
+    by_link = probes.uprobe_multi_by_process()
+    return by_link if by_link.works else probes.uprobes()
 
 
 class Probing:

@@ -197,9 +197,11 @@ def test_nobody_is_told_of_an_unknown_function_that_modules_were_not_searched() 
     told = as_nobody(refused)
 
     assert "ESRCH: the kernel has no such function, or the compiler has inlined it" in told
-    assert "(its modules' types were not searched: that needs CAP_SYS_ADMIN)" in told
     assert "did you mean vfs_read" in told
-    assert told.endswith("for a target in a module, give it CAP_SYS_ADMIN)")
+    # Before, no module has types.
+    if tuple(map(int, os.uname().release.split(".")[:2])) >= (5, 11):
+        assert "(its modules' types were not searched: that needs CAP_SYS_ADMIN)" in told
+        assert told.endswith("for a target in a module, give it CAP_SYS_ADMIN)")
 
 
 def test_a_program_has_one_function_and_says_so() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from harness.libraries import compile_library
 from harness.nobody import as_nobody
-from harness.probing import open_descriptors, probing
+from harness.probing import either_uprobe, open_descriptors, probing
 from harness.tiers import Require
 from kerneltrace_core.btf.elf import Elf
 from kerneltrace_core.errors import AttachError, PrivilegeError
@@ -92,7 +92,8 @@ def test_the_c_librarys_name_is_enough(way: str) -> None:
         assert probes["uprobe_hits"] == 23
 
 
-def test_of_a_versioned_symbol_the_default_version_is_probed(path: str) -> None:
+def test_of_a_versioned_symbol_the_default_version_is_probed(path: str, require: Require) -> None:
+    require("uprobes of either kind", probe=either_uprobe)
     libc = ctypes.CDLL("libc.so.6")
     compiled = ctypes.create_string_buffer(256)
     assert libc.regcomp(compiled, b"b", 0) == 0
@@ -233,7 +234,8 @@ def no_symbols(path: str, folder: Path) -> str:
     return str(stripped)
 
 
-def test_what_cannot_be_probed_is_said(path: str, tmp_path: Path) -> None:
+def test_what_cannot_be_probed_is_said(path: str, tmp_path: Path, require: Require) -> None:
+    require("uprobes of either kind", probe=either_uprobe)
     stripped = no_symbols(path, tmp_path)
     text = tmp_path / "text"
     text.write_text("no ELF file")

@@ -17,7 +17,7 @@ import pytest
 from harness.libraries import compile_library
 from harness.nobody import as_nobody
 from harness.objects import compile_object
-from harness.probing import Probing, probing
+from harness.probing import Probing, either_uprobe, probing
 from harness.tiers import Require
 from kerneltrace_core._native import attach as native
 from kerneltrace_core.bpf.object import BpfObject
@@ -319,7 +319,8 @@ def test_without_cookies_only_programs_that_read_no_arguments_attach(
     assert traced.traced_is_gated() == 0
 
 
-def test_what_is_not_there_is_said(path: str) -> None:
+def test_what_is_not_there_is_said(path: str, require: Require) -> None:
+    require("uprobes of either kind", probe=either_uprobe)
     specs = {
         Usdt(path, "kttest", "gatet"): "did you mean kttest:gated?",
         Usdt(path, "other", "thing"): "it has kttest:forms, kttest:gated, kttest:",
