@@ -287,6 +287,7 @@ def test_two_users_have_each_their_own_and_neither_sees_the_others(
     wait_until_unpinned(before)
 
 
+@pytest.mark.needs("capability:cap_chown")
 def test_a_folder_of_another_user_in_ones_own_place_is_not_trusted(before: set[Path]) -> None:
     path = BPFFS / f"kerneltrace-{os.geteuid()}-{ABI}0"
     path.mkdir(0o700)
