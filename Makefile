@@ -11,7 +11,7 @@ UNIT := tests/unit tests/kernels
 # Kernels for `make test-kernels`: suites of Debian (5.10, 6.1, 6.12, the newest) and the one that runs now.
 KERNELS ?= bullseye bookworm trixie sid host
 SELECT ?= kernel
-KERNEL_TIMEOUT ?= 1800
+KERNEL_TIMEOUT ?= 3000
 # How many guests at a time; each has two virtual CPUs and 2 GiB.
 KERNEL_JOBS ?= 1
 # The interpreter for `make test-python`.
