@@ -8,17 +8,21 @@ import shutil
 import socket
 import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from harness.forked import in_child, in_network_namespace
+from harness.nobody import CAP_BPF, as_nobody
+from harness.objects import compile_object
 from harness.pace import time_factor
 from harness.probing import PATIENCE_SECONDS, open_descriptors, probing
 from harness.tiers import Require
+from kerneltrace_core import Session
 from kerneltrace_core._native import attach as native
-from kerneltrace_core.errors import AttachError
+from kerneltrace_core.errors import AttachError, PrivilegeError
 from kerneltrace_core.kernel.support import Support
 from kerneltrace_core.session.filters_left import filters_left
 from kerneltrace_core.session.links import Link
@@ -26,6 +30,8 @@ from kerneltrace_core.session.probes import Cgroup, Probe, Tc, Xdp
 
 pytestmark = pytest.mark.kernel
 
+T = TypeVar("T")
+CAP_NET_ADMIN, CAP_NET_RAW = 12, 13
 FRAME_TYPE = 0x88B5
 FRAME = bytes(6 * [0xFF]) + bytes(6) + FRAME_TYPE.to_bytes(2, "big") + bytes(46)
 
@@ -107,6 +113,38 @@ TC = [Tc("kt-right", "ingress"), Tc("kt-left", "egress")]
 @pytest.mark.parametrize("spec", TC, ids=str)
 def test_tc_sees_23_frames(spec: Probe) -> None:
     assert in_network_namespace(lambda: count_frames(spec, "tc_frames")) == [23, 23, 46]
+
+
+NETWORK = {"xdp": Xdp("kt-right", "generic"), "tc": Tc("kt-right", "ingress")}
+
+
+def in_a_pair_as_nobody(act: Callable[[], T], capabilities: Sequence[int]) -> T:
+    def inside() -> T:
+        make_pair()
+        return as_nobody(act, capabilities)
+
+    compile_object("network")  # where that may write
+    return in_network_namespace(inside)
+
+
+@pytest.mark.parametrize("kind", NETWORK)
+def test_nobody_with_bpf_and_net_admin_sees_23_frames(kind: str) -> None:
+    def count() -> int:
+        with probing("network", NETWORK[kind]) as probes:
+            pass_frames(23)
+            return probes[f"{kind}_frames"]
+
+    assert in_a_pair_as_nobody(count, (CAP_BPF, CAP_NET_ADMIN, CAP_NET_RAW)) == 23
+
+
+@pytest.mark.parametrize("kind", NETWORK)
+def test_nobody_without_net_admin_is_told_so(kind: str) -> None:
+    def refused() -> str:
+        with pytest.raises(PrivilegeError) as caught:
+            Session(compile_object("network"), [NETWORK[kind]]).open()
+        return str(caught.value)
+
+    assert "CAP_NET_ADMIN" in in_a_pair_as_nobody(refused, (CAP_BPF, CAP_NET_RAW))
 
 
 @pytest.mark.parametrize("spec", TC, ids=str)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import anyio
 import pytest
 
 import kerneltrace_core
@@ -221,6 +222,39 @@ def test_an_event_loop_reads_while_it_works() -> None:
         return found
 
     assert asyncio.run(main()) == list(range(100, 120))
+
+
+@pytest.mark.parametrize("library", ["asyncio", "uvloop", "trio"])
+@pytest.mark.any_kernel
+def test_a_session_is_the_same_under_each_event_loop(library: str) -> None:
+    async def main() -> list[int]:
+        async with (
+            Session(OBJECT, "auto", filter=OWN) as session,
+            session.events("call_event", ring="calls") as events,
+        ):
+            found: list[int] = []
+
+            async def work() -> None:
+                for _ in range(20):
+                    await anyio.sleep(0.001)
+                    call()
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(work)
+                async for event in events:
+                    found.append(event.number)
+                    if len(found) == 20:
+                        break
+        return found
+
+    before = own_programs()
+    if library == "trio":
+        found = anyio.run(main, backend="trio")
+    else:
+        found = anyio.run(main, backend_options={"use_uvloop": library == "uvloop"})
+
+    assert found == list(range(100, 120))
+    assert own_programs() == before
 
 
 def test_opening_that_is_cancelled_leaves_nothing_open() -> None:

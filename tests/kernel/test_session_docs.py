@@ -42,7 +42,9 @@ def test_the_example_of_the_readme_runs_with_the_program_of_the_page(
     require("tracepoint:sys_enter", "ring_buffer")
     program = block_of(DOCS / "session.md", "c file=opens.bpf.c\n")
     (tmp_path / "opens.bpf.o").write_bytes(compile_bpf(program))
-    example = block_of(DOCS.parent / "README.md", "python\nfrom kerneltrace_core import Filter, Session\n")
+    example = block_of(
+        DOCS.parent / "README.md", "python\nfrom kerneltrace_core import Filter, Session\n"
+    )
 
     done = subprocess.run(
         [sys.executable, "-c", example],
