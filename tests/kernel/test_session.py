@@ -504,22 +504,34 @@ session = Session({str(OBJECT)!r}, "auto", pump="thread", name="forgotten").open
 
 @pytest.mark.deadline(900)
 def test_opening_and_closing_often_leaves_nothing() -> None:
-    with Session(OBJECT, "auto", filter=OWN):
-        pass
+    def once(number: int) -> None:
+        variables: dict[str, Any] = {"number": number}
+        with Session(OBJECT, "auto", filter=OWN, pump="thread", variables=variables) as session:
+            with session.events("call_event", ring="calls", timeout=5) as events:
+                call()
+                assert next(iter(events)).number == number
+            assert session.variables["number"] == number + 1
+            assert len(list(session.maps)) > 1
+
+    for number in range(rounds(60, in_guest=10)):  # what is made once and kept
+        once(number)
     gc.collect()
     before, fds, threads = own_programs(), descriptors(), threading.active_count()
-    resident = _resident_kib()
+    mapped, resident = _mapped_maps(), _resident_kib()
 
-    for _ in range(OPENINGS):
-        with Session(OBJECT, "auto", filter=OWN, pump="thread") as session:
-            call()
-            assert numbers(session) is not None
+    for number in range(OPENINGS):
+        once(number)
 
     gc.collect()
     assert settled(before) == set()
     assert descriptors() == fds
     assert threading.active_count() <= threads  # trio's idle ones end meanwhile
+    assert _mapped_maps() == mapped
     assert _resident_kib() - resident < 8 * 1024
+
+
+def _mapped_maps() -> int:
+    return Path("/proc/self/maps").read_text().count("bpf-map")
 
 
 def _resident_kib() -> int:
