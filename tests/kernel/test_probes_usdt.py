@@ -282,6 +282,7 @@ def can_run_debians() -> Support:
 def test_debians_python_traces_itself(require: Require) -> None:
     require("static tracepoints of Debian's Python", probe=has_notes)
     require("perf_links")
+    require("uprobes of either kind", probe=either_uprobe)
     require("cffi for Debian's Python", probe=can_run_debians)
     told = run_debians(
         "import gc\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from enum import IntEnum
 from struct import Struct
@@ -26,6 +27,8 @@ _REGISTRATION = Struct("<IIIIQII")
 # struct kt_member: state, tgid, epoch, padding, key, since_ns.
 _MEMBER = Struct("<IIIIQQ")
 REGISTER, LEAVE, JOIN, QUIT = range(4)
+# A kernel may refuse a thread's storage while another use of it on this CPU has lost the CPU.
+PAUSES_SECONDS = (0.0, 0.001, 0.002)
 
 
 class State(IntEnum):
@@ -87,11 +90,15 @@ def quit_index(register_fd: int, process: int) -> bool:
 
 def register(register_fd: int, process: int, thread: int) -> None:
     """Have the calling thread charged through the region's thread entry; 2 us."""
-    if not _run(register_fd, "register thread", process, thread)[3]:
-        raise KernelTraceError(
-            "register thread: this process is no member any more, or the kernel has no memory "
-            "for the thread's storage"
-        )
+    for pause in PAUSES_SECONDS:
+        if pause:
+            time.sleep(pause)
+        if _run(register_fd, "register thread", process, thread)[3]:
+            return
+    raise KernelTraceError(
+        "register thread: this process is no member any more, or the kernel has no memory "
+        "for the thread's storage"
+    )
 
 
 def leave(register_fd: int) -> None:
