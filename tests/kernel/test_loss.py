@@ -37,6 +37,27 @@ FLOOD = 200_000
 PATIENCE_SECONDS = 60
 
 
+def run(opened: BpfObject, program: str, count: int, argument: int = 0) -> None:
+    """Let a program of tests/probes/loss.bpf.c send so many records."""
+    fd = opened.program_fd(program)
+    while count > 0:
+        now = min(count, AT_ONCE)
+        context = bytearray(struct.pack("=12Q", now, argument, *[0] * 10))
+        lib.run_program(fd, context, f"run {program}")
+        count -= now
+
+
+def run_in(session: Session, program: str, count: int) -> None:
+    """Do so in a session, on one CPU: of its losses a perf buffer tells with its next record."""
+    assert session._parts is not None
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        run(session._parts.object, program, count)
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 class Flood:
     """tests/probes/loss.bpf.c, loaded; ``interrupt`` is attached only inside of its own block."""
 
@@ -54,12 +75,7 @@ class Flood:
 
     def run(self, program: str, count: int, argument: int = 0) -> None:
         """Send so many records."""
-        fd = self.object.program_fd(program)
-        while count > 0:
-            now = min(count, AT_ONCE)
-            context = bytearray(struct.pack("=12Q", now, argument, *[0] * 10))
-            lib.run_program(fd, context, f"run {program}")
-            count -= now
+        run(self.object, program, count, argument)
 
     @contextmanager
     def interrupted(self) -> Iterator[None]:
@@ -199,6 +215,31 @@ def test_a_perf_buffer_and_the_program_agree_on_what_is_lost(flood: Flood) -> No
     assert counted.lost > 0
     assert drained + rest.records == counted.submitted
     assert lost + rest.lost == counted.lost
+
+
+def test_what_a_perf_buffer_reports_adds_to_what_programs_lost_in_a_ring_buffer(
+    require: Require,
+) -> None:
+    require("ring_buffer", "perf_events")
+    with Session(compile_object("loss"), programs=["flood", "flood_perf"]) as session:
+        run_in(session, "flood", 200)
+        with session.raw(ring="perf_events", timeout=0) as records:
+            run_in(session, "flood_perf", 5000)
+            drained = sum(1 for _ in records)
+            run_in(session, "flood_perf", 2)
+            drained += sum(1 for _ in records)
+        both = session.stats()
+        # From now on as a program without KT_PROBE: only the buffer tells what it lost.
+        session.maps["kt_counters"][session.layout.probes["flood_perf"]] = [
+            {"seen": 0, "submitted": 0, "lost": 0, "discarded": 0, "filtered": 0}
+        ] * lib.possible_cpus()
+        alone = session.stats()
+
+    lost = both.rings["perf_events"].lost
+    assert lost == both.programs["flood_perf"].lost == 5002 - drained > 0
+    assert both.programs["flood"].lost == 200 - ROOM
+    assert alone.programs["flood_perf"] == ProgramCounters()
+    assert both.lost == alone.lost == 200 - ROOM + lost
 
 
 def test_what_interrupts_a_program_on_its_cpu_makes_it_lose_no_count(require: Require) -> None:
