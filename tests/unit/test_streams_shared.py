@@ -1,4 +1,4 @@
-"""Who shares a stream of batches gets each event once, however long the batches are."""
+"""Who shares a stream gets each event once, however long the batches are that were drained."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kerneltrace_core.events.engine import Selector
 from kerneltrace_core.session.consumer import Consumer
 from kerneltrace_core.session.hub import Hub
 from kerneltrace_core.session.overflow import Batch
-from kerneltrace_core.session.streams import BatchStream
+from kerneltrace_core.session.streams import BatchStream, RawStream
 from kerneltrace_core.testing.ring import FakeRing
 
 pytestmark = pytest.mark.unit
@@ -183,3 +183,25 @@ def test_a_close_between_a_drain_and_its_batch_abandons_the_rest(
     assert found == [[0, 1, 2, 3]]
     counts = consumer.hub.stats()
     assert (counts.records, counts.delivered, counts.waiting, counts.abandoned) == (10, 4, 0, 6)
+
+
+def test_a_close_between_a_drain_and_its_records_abandons_all_of_them(
+    ring: FakeRing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = Hub(ring, session="test")
+    consumer = hub.subscribe(None)
+    taken = consumer.next_batch
+
+    def next_batch(timeout: float | None) -> Batch | None:
+        batch = taken(timeout)
+        stream.close()
+        return batch
+
+    monkeypatch.setattr(consumer, "next_batch", next_batch)
+    stream = RawStream(consumer, 0)
+    send(ring, range(DRAINED))
+
+    assert list(stream) == []
+    counts = hub.stats()
+    hub.close()
+    assert (counts.records, counts.delivered, counts.waiting, counts.abandoned) == (10, 0, 0, 10)

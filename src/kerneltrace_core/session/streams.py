@@ -173,6 +173,8 @@ class RawStream(_Stream):
             raise end
         frames, skip, take = batch
         self._unread.extend(payload for payload, _ in islice(split(frames), skip, skip + take))
+        if self._consumer.closed:  # since this was taken, and perhaps since `close` looked
+            self._forget()
 
     def counts(self) -> ConsumerCounts:
         """Return what became of the records; ``delivered`` are those that were iterated over."""
@@ -182,8 +184,14 @@ class RawStream(_Stream):
     def close(self) -> None:
         """End the iteration, wake who waits in it, and forget what was not yet read."""
         super().close()
-        unread = len(self._unread)
-        self._unread.clear()
+        self._forget()
+
+    def _forget(self) -> None:
+        unread = 0
+        with suppress(IndexError):
+            while True:  # one by one: another thread may read meanwhile
+                self._unread.popleft()
+                unread += 1
         self._consumer.hand_back(unread)
 
 
