@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import resource
+import struct
 import subprocess
 import sys
 import threading
@@ -255,6 +256,85 @@ def test_a_session_is_the_same_under_each_event_loop(library: str) -> None:
 
     assert found == list(range(100, 120))
     assert own_programs() == before
+
+
+def test_a_callback_gets_every_event_until_it_says_stop() -> None:
+    found: list[int] = []
+
+    def take(event: Any) -> bool:
+        found.append(event.number)
+        return len(found) != 10
+
+    with Session(OBJECT, "auto", filter=OWN) as session:
+        call(23)
+        first = session.process(take, "call_event", ring="calls", timeout=0)
+        call(4)
+        second = session.process(take, "call_event", ring="calls", timeout=0)
+        ring = session.stats().rings["calls"]
+
+    assert (first, second) == (10, 4)
+    assert found == [*range(100, 110), *range(123, 127)]
+    # What the first one had drained, and nobody was to see.
+    assert (ring.records, ring.delivered, ring.abandoned) == (27, 14, 13)
+
+
+def test_a_coroutine_function_gets_every_event_until_it_says_stop() -> None:
+    found: list[int] = []
+
+    async def take(event: Any) -> bool:
+        await asyncio.sleep(0)
+        found.append(event.number)
+        return len(found) != 10
+
+    async def main() -> tuple[int, int]:
+        async with Session(OBJECT, "auto", filter=OWN) as session:
+            call(23)
+            first = await session.aprocess(take, "call_event", ring="calls", timeout=0)
+            call(4)
+            second = await session.aprocess(take, "call_event", ring="calls", timeout=0)
+            ring = session.stats().rings["calls"]
+            assert (ring.records, ring.delivered, ring.abandoned) == (27, 14, 13)
+        return first, second
+
+    assert asyncio.run(main()) == (10, 4)
+    assert found == [*range(100, 110), *range(123, 127)]
+
+
+def test_raw_records_are_the_bytes_that_the_program_wrote() -> None:
+    before_ns = time.monotonic_ns()
+    with Session(OBJECT, "auto", filter=OWN) as session:
+        call(23)
+        with session.raw(ring="calls", timeout=0) as records:
+            found = [struct.unpack("=HHIQQQ", each) for each in records]
+        ring = session.stats().rings["calls"]
+
+    assert [(kind, size, request) for kind, size, _, _, request, _ in found] == [(1, 32, 0)] * 23
+    assert [number for *_, number in found] == list(range(100, 123))
+    times = [time_ns for _, _, _, time_ns, *_ in found]
+    assert times == sorted(times)
+    assert before_ns < times[0] <= times[-1] < time.monotonic_ns()
+    assert (ring.records, ring.delivered, ring.unclaimed) == (23, 23, 0)
+
+
+# In a ring each record of 32 bytes has a header of 8, which frames keep and columns do not.
+@pytest.mark.parametrize(("way", "bytes_each"), [("events", 40), ("batches", 32)])
+def test_each_drain_is_timed_once(way: str, bytes_each: int) -> None:
+    found = 0
+    with Session(OBJECT, "auto", filter=OWN) as session:
+        with getattr(session, way)("call_event", ring="calls", timeout=0) as stream:
+            for _ in range(7):
+                call(5)
+                found += sum(1 if way == "events" else len(each) for each in stream)
+        ring = session.stats().rings["calls"]
+
+    assert found == 35
+    assert (ring.records, ring.delivered, ring.size_bytes) == (35, 35, 35 * bytes_each)
+    assert ring.drains == sum(ring.drain_ns_buckets) == ring.drain_histogram.total == 7
+    assert 0 < ring.drain_ns_max <= ring.drain_ns <= 7 * ring.drain_ns_max
+    # The longest is in the last bucket that has any.
+    assert (
+        max(i for i, n in enumerate(ring.drain_ns_buckets) if n) == ring.drain_ns_max.bit_length()
+    )
 
 
 def test_opening_that_is_cancelled_leaves_nothing_open() -> None:
