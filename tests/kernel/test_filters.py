@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ from harness.objects import compile_object
 from harness.pace import rounds
 from harness.tiers import Require
 from kerneltrace_core import Session
-from kerneltrace_core.errors import OptionError
+from kerneltrace_core.errors import MapError, OptionError
 from kerneltrace_core.kernel.support import Support
 from kerneltrace_core.session.filters import Filter
 
@@ -313,6 +314,72 @@ def test_more_processes_than_there_is_room_for_are_refused_before_anything_chang
         call(10)
 
         assert found.wanted() == 10
+
+
+@contextmanager
+def waiting_child() -> Iterator[int]:
+    """Have a child that waits for the block's end and then makes 50 calls."""
+    go, told = os.pipe()
+    child = os.fork()
+    if not child:
+        os.read(go, 1)
+        call(50)
+        os._exit(0)
+    try:
+        yield child
+    finally:
+        os.write(told, b"x")
+        os.waitpid(child, 0)
+        os.close(go)
+        os.close(told)
+
+
+def test_a_change_without_room_for_children_that_stay_changes_nothing() -> None:
+    own = os.getpid()
+    with filtering(OWN_AND_CHILDREN, follows=True, processes=2) as found:
+        with waiting_child() as child:
+            with pytest.raises(OptionError, match=r"pids: 2 given and 1 of their children follow"):
+                found.control.set(Filter(pids=[own, UNUSED], uids=[NOBODY], follow_forks=True))
+            call(10)
+            before = found.wanted()
+            kept = found.control.filter, found.control.processes
+            found.control.set(Filter(tids=[threading.get_native_id()]))
+            call(5)
+
+        assert kept == (OWN_AND_CHILDREN, {own, child})
+        assert (before, found.wanted()) == (10, 5)
+        assert found.control.processes == frozenset()
+
+
+def test_a_change_that_is_refused_halfway_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, thread = os.getpid(), threading.get_native_id()
+    wanted = Filter(pids=[own, UNUSED], tids=[thread], follow_forks=True)
+    with filtering(wanted, follows=True) as found:
+        maps: Any = found.control._maps
+        kind = type(maps["kt_filter_uids"])
+        store = kind.__setitem__
+
+        def refuse(where: Any, key: Any, value: Any) -> None:
+            if where.name == "kt_filter_tgids" and key == UNUSED - 1:
+                raise MapError("update map kt_filter_tgids: no memory")
+            store(where, key, value)
+
+        def count_both() -> int:
+            call(10)
+            in_thread(lambda: call(100))
+            return found.wanted()
+
+        assert count_both() == 10
+        with monkeypatch.context() as patch:
+            patch.setattr(kind, "__setitem__", refuse)
+            with pytest.raises(MapError, match="no memory"):
+                found.control.set(Filter(pids=[UNUSED - 1], tids=[1, 2], uids=[NOBODY]))
+
+        assert count_both() == 10
+        assert found.control.processes == {own, UNUSED}
+        assert found.control.filter == wanted
+        found.control.set(OWN)
+        assert count_both() == 110
 
 
 # ---- control groups -----------------------------------------------------------------
