@@ -39,6 +39,7 @@ from kerneltrace_core import (
     LoadError,
     OptionError,
     PrivilegeError,
+    RingError,
     Session,
     Tracepoint,
     bpf_stats,
@@ -334,6 +335,25 @@ def test_whatever_fails_leaves_nothing_behind(
     # Fewer, if a thread of the test before has ended meanwhile.
     assert descriptors() <= fds
     assert threading.active_count() <= threads
+
+
+def test_a_pump_whose_thread_cannot_start_leaves_nothing_attached_or_open() -> None:
+    before, fds = own_programs(), descriptors()
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    gc.disable()  # each is closed by who opened it
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(RingError, match=r"start pump thread .* \(allow more threads"):
+                Session(OBJECT, "auto", filter=OWN, pump="thread").open()
+
+        assert settled(before) == set()
+        assert descriptors() <= fds
+    finally:
+        gc.enable()
 
 
 def test_a_class_that_does_not_fit_is_told_before_anything_is_loaded() -> None:
