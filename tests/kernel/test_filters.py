@@ -24,9 +24,13 @@ from harness.objects import compile_object
 from harness.pace import rounds
 from harness.tiers import Require
 from kerneltrace_core import Session
+from kerneltrace_core.btf.layout import ObjectLayout
 from kerneltrace_core.errors import MapError, OptionError
 from kerneltrace_core.kernel.support import Support
-from kerneltrace_core.session.filters import Filter
+from kerneltrace_core.maps.maps import Maps
+from kerneltrace_core.session.filter_maps import FLAGS, FOLLOW, SETTINGS, TGIDS
+from kerneltrace_core.session.filters import FOLLOWERS, Filter
+from kerneltrace_core.session.links import Link
 
 pytestmark = pytest.mark.kernel
 
@@ -585,6 +589,42 @@ def test_a_session_that_follows_forks_counts_for_the_family() -> None:
 
         assert session.variables["wanted"] == 15
         assert eventually(lambda: session.filter.processes == {os.getpid()})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        (OWN, [("count_wanted", FLAGS[TGIDS])]),
+        (
+            OWN_AND_CHILDREN,
+            [(program, FLAGS[TGIDS] | FOLLOW) for program in (*FOLLOWERS, "count_wanted")],
+        ),
+    ],
+    ids=["own", "children"],
+)
+def test_the_filter_is_set_before_the_first_attach_and_following_begins_first(
+    wanted: Filter, expected: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = compile_object("filters").read_bytes()
+    layout = ObjectLayout.from_elf(data)
+    attach = Link.attach
+    found: list[tuple[str, int]] = []
+    processes: list[set[int]] = []
+
+    def look_and_attach(link: Link) -> None:
+        maps = Maps(link._object.map_fd, layout.maps)
+        found.append((link.program, maps[SETTINGS][0].flags))
+        processes.append(set(maps[TGIDS]))
+        maps.close()
+        attach(link)
+
+    monkeypatch.setattr(Link, "attach", look_and_attach)
+    with Session(data, "auto", filter=wanted) as session:
+        attached = [link.program for link in session.links]
+
+    assert found == expected
+    assert processes == [{os.getpid()}] * len(expected)
+    assert attached == [program for program, _ in expected]
 
 
 def test_a_session_that_was_opened_without_a_filter_takes_one_later() -> None:
