@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import shutil
@@ -14,7 +15,7 @@ from typing import TypeVar
 
 import pytest
 
-from harness.forked import in_child, in_network_namespace
+from harness.forked import CLONE_NEWNET, in_child, in_network_namespace
 from harness.nobody import CAP_BPF, as_nobody
 from harness.objects import compile_object
 from harness.pace import time_factor
@@ -195,6 +196,43 @@ def test_the_qdisc_stays_while_anybody_has_a_filter_in_it(
         return [*seen, "clsact" in qdiscs("kt-right"), filters_left(index)]
 
     assert in_network_namespace(scenario) == [True, True, True, True, False, True, False]
+
+
+def test_a_session_that_is_closed_in_another_namespace_can_be_closed_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_tcx(*_: object, **__: object) -> int:
+        raise AttachError("create link: Invalid argument (EINVAL)", errno=errno.EINVAL)
+
+    monkeypatch.setattr(native, "create_link", no_tcx)
+
+    def scenario() -> tuple[str, int | None, list[bool]]:
+        libc = ctypes.CDLL(None, use_errno=True)
+        make_pair()
+        index = socket.if_nametoindex("kt-right")
+        session = Session(compile_object("network"), [Tc("kt-right")]).open()
+        with open("/proc/thread-self/ns/net") as home:
+            assert libc.unshare(CLONE_NEWNET) == 0
+            with pytest.raises(AttachError) as caught:
+                session.close()
+            seen = [session.closed]
+            with pytest.raises(AttachError, match="another network namespace"):
+                session.close()
+            assert libc.setns(home.fileno(), CLONE_NEWNET) == 0
+        seen += [filters_left(index)]
+        session.close()
+        session.close()
+        seen += [filters_left(index), "clsact" in qdiscs("kt-right")]
+        return str(caught.value), caught.value.errno, seen
+
+    told, code, seen = in_network_namespace(scenario)
+    assert told == (
+        'detach tc kt-right ingress from program on_tc (SEC("tc")): ENODEV: this thread is in '
+        "another network namespace than the interface, and the filter stays (detach again, or "
+        "close the session again, on a thread of that namespace: setns(2))"
+    )
+    assert code == errno.ENODEV
+    assert seen == [True, True, False, False]
 
 
 def test_what_cannot_be_attached_to_an_interface_is_said() -> None:
