@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ FILLS = 24  # of 2048 events: most of the ring
 MOMENTS = 1000
 PAUSE_SECONDS = 0.002
 SPIN_US = 200
+IDLE_SECONDS, SETTLE_SECONDS = 2.0, 0.2
 GETPPID = {"x86_64": 110, "aarch64": 173}
 
 Drain = Callable[[], tuple[int, float]]
@@ -335,6 +337,40 @@ def latency(probe: Path, size: Size, result: Result) -> None:
         )
 
 
+def wake_ups() -> int:
+    """Return how often the threads of this process but the first have slept and woken."""
+    count = 0
+    for task in Path("/proc/self/task").iterdir():
+        if int(task.name) != os.getpid():
+            status = (task / "status").read_text()
+            count += int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
+    return count
+
+
+def idle(probe: Path, size: Size, result: Result) -> None:
+    """Count the wake-ups of a session that waits for events, and none come."""
+    seconds = IDLE_SECONDS * size.scale
+    for pump, label in (("inline", "a reader that waits"), ("thread", "a reader and the pump")):
+        # No process has this number: the program says no to every system call.
+        with Session(probe, "auto", variables={"process": 1 << 31}, pump=pump) as session:
+            stream = session.events("record", ring="moments")
+            reader = threading.Thread(target=list, args=(stream,))
+            reader.start()
+            time.sleep(SETTLE_SECONDS)
+            before = wake_ups()
+            time.sleep(seconds)
+            woken = wake_ups() - before
+            stream.close()
+            reader.join()
+        result.median(
+            f"latency_idle_{pump}",
+            f"no events for {IDLE_SECONDS:g} s, {label}: wake-ups",
+            [float(woken)],
+            "times",
+            budget=0,
+        )
+
+
 def run(size: Size) -> Result:
     """Measure both. Raises Unavailable where sessions cannot be opened."""
     result = Result()
@@ -344,6 +380,7 @@ def run(size: Size) -> Result:
             with Session(probe, programs=["fill"]) as session:
                 costs(session, size, result)
             latency(probe, size, result)
+            idle(probe, size, result)
         except KernelTraceError as error:
             raise Unavailable(str(error)) from error
     return result

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,9 +24,13 @@ from harness.objects import compile_object
 from harness.pace import rounds
 from harness.tiers import Require
 from kerneltrace_core import Session
-from kerneltrace_core.errors import OptionError
+from kerneltrace_core.btf.layout import ObjectLayout
+from kerneltrace_core.errors import MapError, OptionError
 from kerneltrace_core.kernel.support import Support
-from kerneltrace_core.session.filters import Filter
+from kerneltrace_core.maps.maps import Maps
+from kerneltrace_core.session.filter_maps import FLAGS, FOLLOW, SETTINGS, TGIDS
+from kerneltrace_core.session.filters import FOLLOWERS, Filter
+from kerneltrace_core.session.links import Link
 
 pytestmark = pytest.mark.kernel
 
@@ -315,6 +320,72 @@ def test_more_processes_than_there_is_room_for_are_refused_before_anything_chang
         assert found.wanted() == 10
 
 
+@contextmanager
+def waiting_child() -> Iterator[int]:
+    """Have a child that waits for the block's end and then makes 50 calls."""
+    go, told = os.pipe()
+    child = os.fork()
+    if not child:
+        os.read(go, 1)
+        call(50)
+        os._exit(0)
+    try:
+        yield child
+    finally:
+        os.write(told, b"x")
+        os.waitpid(child, 0)
+        os.close(go)
+        os.close(told)
+
+
+def test_a_change_without_room_for_children_that_stay_changes_nothing() -> None:
+    own = os.getpid()
+    with filtering(OWN_AND_CHILDREN, follows=True, processes=2) as found:
+        with waiting_child() as child:
+            with pytest.raises(OptionError, match=r"pids: 2 given and 1 of their children follow"):
+                found.control.set(Filter(pids=[own, UNUSED], uids=[NOBODY], follow_forks=True))
+            call(10)
+            before = found.wanted()
+            kept = found.control.filter, found.control.processes
+            found.control.set(Filter(tids=[threading.get_native_id()]))
+            call(5)
+
+        assert kept == (OWN_AND_CHILDREN, {own, child})
+        assert (before, found.wanted()) == (10, 5)
+        assert found.control.processes == frozenset()
+
+
+def test_a_change_that_is_refused_halfway_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, thread = os.getpid(), threading.get_native_id()
+    wanted = Filter(pids=[own, UNUSED], tids=[thread], follow_forks=True)
+    with filtering(wanted, follows=True) as found:
+        maps: Any = found.control._maps
+        kind = type(maps["kt_filter_uids"])
+        store = kind.__setitem__
+
+        def refuse(where: Any, key: Any, value: Any) -> None:
+            if where.name == "kt_filter_tgids" and key == UNUSED - 1:
+                raise MapError("update map kt_filter_tgids: no memory")
+            store(where, key, value)
+
+        def count_both() -> int:
+            call(10)
+            in_thread(lambda: call(100))
+            return found.wanted()
+
+        assert count_both() == 10
+        with monkeypatch.context() as patch:
+            patch.setattr(kind, "__setitem__", refuse)
+            with pytest.raises(MapError, match="no memory"):
+                found.control.set(Filter(pids=[UNUSED - 1], tids=[1, 2], uids=[NOBODY]))
+
+        assert count_both() == 10
+        assert found.control.processes == {own, UNUSED}
+        assert found.control.filter == wanted
+        found.control.set(OWN)
+        assert count_both() == 110
+
+
 # ---- control groups -----------------------------------------------------------------
 
 
@@ -518,6 +589,42 @@ def test_a_session_that_follows_forks_counts_for_the_family() -> None:
 
         assert session.variables["wanted"] == 15
         assert eventually(lambda: session.filter.processes == {os.getpid()})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        (OWN, [("count_wanted", FLAGS[TGIDS])]),
+        (
+            OWN_AND_CHILDREN,
+            [(program, FLAGS[TGIDS] | FOLLOW) for program in (*FOLLOWERS, "count_wanted")],
+        ),
+    ],
+    ids=["own", "children"],
+)
+def test_the_filter_is_set_before_the_first_attach_and_following_begins_first(
+    wanted: Filter, expected: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = compile_object("filters").read_bytes()
+    layout = ObjectLayout.from_elf(data)
+    attach = Link.attach
+    found: list[tuple[str, int]] = []
+    processes: list[set[int]] = []
+
+    def look_and_attach(link: Link) -> None:
+        maps = Maps(link._object.map_fd, layout.maps)
+        found.append((link.program, maps[SETTINGS][0].flags))
+        processes.append(set(maps[TGIDS]))
+        maps.close()
+        attach(link)
+
+    monkeypatch.setattr(Link, "attach", look_and_attach)
+    with Session(data, "auto", filter=wanted) as session:
+        attached = [link.program for link in session.links]
+
+    assert found == expected
+    assert processes == [{os.getpid()}] * len(expected)
+    assert attached == [program for program, _ in expected]
 
 
 def test_a_session_that_was_opened_without_a_filter_takes_one_later() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import struct
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import pytest
 
@@ -35,6 +37,29 @@ AT_ONCE = 256
 ROOM = 56
 FLOOD = 200_000
 PATIENCE_SECONDS = 60
+# Of rings.bpf.c: a nibble for each record, 0 a sample, 3 one that is too short.
+ALL_SHORT, EVERY_SECOND_SHORT = 0x3333333333333333, 0x3030303030303030
+
+
+def run(opened: BpfObject, program: str, count: int, argument: int = 0) -> None:
+    """Let a program of tests/probes send so many records."""
+    fd = opened.program_fd(program)
+    while count > 0:
+        now = min(count, AT_ONCE)
+        context = bytearray(struct.pack("=12Q", now, argument, *[0] * 10))
+        lib.run_program(fd, context, f"run {program}")
+        count -= now
+
+
+def run_in(session: Session, program: str, count: int, argument: int = 0) -> None:
+    """Do so in a session, on one CPU: of its losses a perf buffer tells with its next record."""
+    assert session._parts is not None
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        run(session._parts.object, program, count, argument)
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 class Flood:
@@ -54,12 +79,7 @@ class Flood:
 
     def run(self, program: str, count: int, argument: int = 0) -> None:
         """Send so many records."""
-        fd = self.object.program_fd(program)
-        while count > 0:
-            now = min(count, AT_ONCE)
-            context = bytearray(struct.pack("=12Q", now, argument, *[0] * 10))
-            lib.run_program(fd, context, f"run {program}")
-            count -= now
+        run(self.object, program, count, argument)
 
     @contextmanager
     def interrupted(self) -> Iterator[None]:
@@ -201,6 +221,31 @@ def test_a_perf_buffer_and_the_program_agree_on_what_is_lost(flood: Flood) -> No
     assert lost + rest.lost == counted.lost
 
 
+def test_what_a_perf_buffer_reports_adds_to_what_programs_lost_in_a_ring_buffer(
+    require: Require,
+) -> None:
+    require("ring_buffer", "perf_events")
+    with Session(compile_object("loss"), programs=["flood", "flood_perf"]) as session:
+        run_in(session, "flood", 200)
+        with session.raw(ring="perf_events", timeout=0) as records:
+            run_in(session, "flood_perf", 5000)
+            drained = sum(1 for _ in records)
+            run_in(session, "flood_perf", 2)
+            drained += sum(1 for _ in records)
+        both = session.stats()
+        # From now on as a program without KT_PROBE: only the buffer tells what it lost.
+        session.maps["kt_counters"][session.layout.probes["flood_perf"]] = [
+            {"seen": 0, "submitted": 0, "lost": 0, "discarded": 0, "filtered": 0}
+        ] * lib.possible_cpus()
+        alone = session.stats()
+
+    lost = both.rings["perf_events"].lost
+    assert lost == both.programs["flood_perf"].lost == 5002 - drained > 0
+    assert both.programs["flood"].lost == 200 - ROOM
+    assert alone.programs["flood_perf"] == ProgramCounters()
+    assert both.lost == alone.lost == 200 - ROOM + lost
+
+
 def test_what_interrupts_a_program_on_its_cpu_makes_it_lose_no_count(require: Require) -> None:
     require("ring_buffer")
 
@@ -267,6 +312,44 @@ def test_what_a_session_saw_is_what_it_delivered_and_every_loss(
     else:
         assert ring.dropped > 0
         assert left == 0
+
+
+@pytest.mark.parametrize("way", ["events", "batches"])
+def test_records_of_another_size_than_their_types_are_counted_and_never_decoded(
+    require: Require, caplog: pytest.LogCaptureFixture, way: str
+) -> None:
+    require("ring_buffer", "perf_events")
+
+    def numbers(stream: Any) -> list[int]:
+        if way == "events":
+            return [event.number for event in stream]
+        return [number for batch in stream for number in batch["number"]]
+
+    # An object without kt_event.h: only the size tells, 64 bytes, and 32 of the short ones.
+    with (
+        caplog.at_level(logging.WARNING, "kerneltrace"),
+        Session(compile_object("rings"), name="mine") as session,
+        getattr(session, way)("sample", ring="events", timeout=0) as stream,
+    ):
+        run_in(session, "produce", 16, ALL_SHORT)
+        none = numbers(stream)
+        first = session.stats().rings["events"]
+        run_in(session, "produce", 160, EVERY_SECOND_SHORT)
+        some = numbers(stream)
+        sent = list(session.variables["sent"])
+        counts = session.stats().rings["events"]
+        mine = stream.counts()
+
+    assert (none, first.records, first.malformed) == ([], 16, 16)
+    assert some == list(range(16, 176, 2))
+    assert sent == [80, 0, 0, 96, 0]
+    assert (counts.records, counts.delivered, counts.malformed) == (176, 80, 96)
+    assert (counts.unknown, counts.unclaimed, counts.dropped, counts.waiting) == (0, 0, 0, 0)
+    assert (mine.records, mine.delivered, mine.malformed, mine.other) == (176, 80, 96, 0)
+    assert caplog.messages == [
+        "ring events of session mine has malformed records, whose size is not that of their type: "
+        "they are counted and left out"
+    ]
 
 
 @pytest.mark.parametrize("overflow", ["drop_oldest", "drop_newest", "block"])

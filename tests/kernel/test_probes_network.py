@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import shutil
 import socket
 import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
-from harness.forked import in_child, in_network_namespace
+from harness.forked import CLONE_NEWNET, in_child, in_network_namespace
+from harness.nobody import CAP_BPF, as_nobody
+from harness.objects import compile_object
 from harness.pace import time_factor
 from harness.probing import PATIENCE_SECONDS, open_descriptors, probing
 from harness.tiers import Require
+from kerneltrace_core import Session
 from kerneltrace_core._native import attach as native
-from kerneltrace_core.errors import AttachError
+from kerneltrace_core.errors import AttachError, PrivilegeError
 from kerneltrace_core.kernel.support import Support
 from kerneltrace_core.session.filters_left import filters_left
 from kerneltrace_core.session.links import Link
@@ -26,6 +31,8 @@ from kerneltrace_core.session.probes import Cgroup, Probe, Tc, Xdp
 
 pytestmark = pytest.mark.kernel
 
+T = TypeVar("T")
+CAP_NET_ADMIN, CAP_NET_RAW = 12, 13
 FRAME_TYPE = 0x88B5
 FRAME = bytes(6 * [0xFF]) + bytes(6) + FRAME_TYPE.to_bytes(2, "big") + bytes(46)
 
@@ -109,6 +116,38 @@ def test_tc_sees_23_frames(spec: Probe) -> None:
     assert in_network_namespace(lambda: count_frames(spec, "tc_frames")) == [23, 23, 46]
 
 
+NETWORK = {"xdp": Xdp("kt-right", "generic"), "tc": Tc("kt-right", "ingress")}
+
+
+def in_a_pair_as_nobody(act: Callable[[], T], capabilities: Sequence[int]) -> T:
+    def inside() -> T:
+        make_pair()
+        return as_nobody(act, capabilities)
+
+    compile_object("network")  # where that may write
+    return in_network_namespace(inside)
+
+
+@pytest.mark.parametrize("kind", NETWORK)
+def test_nobody_with_bpf_and_net_admin_sees_23_frames(kind: str) -> None:
+    def count() -> int:
+        with probing("network", NETWORK[kind]) as probes:
+            pass_frames(23)
+            return probes[f"{kind}_frames"]
+
+    assert in_a_pair_as_nobody(count, (CAP_BPF, CAP_NET_ADMIN, CAP_NET_RAW)) == 23
+
+
+@pytest.mark.parametrize("kind", NETWORK)
+def test_nobody_without_net_admin_is_told_so(kind: str) -> None:
+    def refused() -> str:
+        with pytest.raises(PrivilegeError) as caught:
+            Session(compile_object("network"), [NETWORK[kind]]).open()
+        return str(caught.value)
+
+    assert "CAP_NET_ADMIN" in in_a_pair_as_nobody(refused, (CAP_BPF, CAP_NET_RAW))
+
+
 @pytest.mark.parametrize("spec", TC, ids=str)
 def test_tc_sees_them_without_tcx_links_and_takes_its_qdisc_away(
     spec: Tc, monkeypatch: pytest.MonkeyPatch
@@ -157,6 +196,43 @@ def test_the_qdisc_stays_while_anybody_has_a_filter_in_it(
         return [*seen, "clsact" in qdiscs("kt-right"), filters_left(index)]
 
     assert in_network_namespace(scenario) == [True, True, True, True, False, True, False]
+
+
+def test_a_session_that_is_closed_in_another_namespace_can_be_closed_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_tcx(*_: object, **__: object) -> int:
+        raise AttachError("create link: Invalid argument (EINVAL)", errno=errno.EINVAL)
+
+    monkeypatch.setattr(native, "create_link", no_tcx)
+
+    def scenario() -> tuple[str, int | None, list[bool]]:
+        libc = ctypes.CDLL(None, use_errno=True)
+        make_pair()
+        index = socket.if_nametoindex("kt-right")
+        session = Session(compile_object("network"), [Tc("kt-right")]).open()
+        with open("/proc/thread-self/ns/net") as home:
+            assert libc.unshare(CLONE_NEWNET) == 0
+            with pytest.raises(AttachError) as caught:
+                session.close()
+            seen = [session.closed]
+            with pytest.raises(AttachError, match="another network namespace"):
+                session.close()
+            assert libc.setns(home.fileno(), CLONE_NEWNET) == 0
+        seen += [filters_left(index)]
+        session.close()
+        session.close()
+        seen += [filters_left(index), "clsact" in qdiscs("kt-right")]
+        return str(caught.value), caught.value.errno, seen
+
+    told, code, seen = in_network_namespace(scenario)
+    assert told == (
+        'detach tc kt-right ingress from program on_tc (SEC("tc")): ENODEV: this thread is in '
+        "another network namespace than the interface, and the filter stays (detach again, or "
+        "close the session again, on a thread of that namespace: setns(2))"
+    )
+    assert code == errno.ENODEV
+    assert seen == [True, True, False, False]
 
 
 def test_what_cannot_be_attached_to_an_interface_is_said() -> None:

@@ -7,9 +7,12 @@ import contextlib
 import errno
 import gc
 import logging
+import mmap
 import os
 import re
 import resource
+import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -18,6 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import anyio
 import pytest
 
 import kerneltrace_core
@@ -39,6 +43,7 @@ from kerneltrace_core import (
     LoadError,
     OptionError,
     PrivilegeError,
+    RingError,
     Session,
     Tracepoint,
     bpf_stats,
@@ -48,6 +53,7 @@ from kerneltrace_core import (
 from kerneltrace_core.kernel.features import FeatureProbes
 from kerneltrace_core.kernel.privileges import read_privileges
 from kerneltrace_core.kernel.support import Support
+from kerneltrace_core.session.stats import SessionStats
 from kerneltrace_core.testing import capture_events, record, replay
 
 T = TypeVar("T")
@@ -223,6 +229,118 @@ def test_an_event_loop_reads_while_it_works() -> None:
     assert asyncio.run(main()) == list(range(100, 120))
 
 
+@pytest.mark.parametrize("library", ["asyncio", "uvloop", "trio"])
+@pytest.mark.any_kernel
+def test_a_session_is_the_same_under_each_event_loop(library: str) -> None:
+    async def main() -> list[int]:
+        async with (
+            Session(OBJECT, "auto", filter=OWN) as session,
+            session.events("call_event", ring="calls") as events,
+        ):
+            found: list[int] = []
+
+            async def work() -> None:
+                for _ in range(20):
+                    await anyio.sleep(0.001)
+                    call()
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(work)
+                async for event in events:
+                    found.append(event.number)
+                    if len(found) == 20:
+                        break
+        return found
+
+    before = own_programs()
+    if library == "trio":
+        found = anyio.run(main, backend="trio")
+    else:
+        found = anyio.run(main, backend_options={"use_uvloop": library == "uvloop"})
+
+    assert found == list(range(100, 120))
+    assert own_programs() == before
+
+
+def test_a_callback_gets_every_event_until_it_says_stop() -> None:
+    found: list[int] = []
+
+    def take(event: Any) -> bool:
+        found.append(event.number)
+        return len(found) != 10
+
+    with Session(OBJECT, "auto", filter=OWN) as session:
+        call(23)
+        first = session.process(take, "call_event", ring="calls", timeout=0)
+        call(4)
+        second = session.process(take, "call_event", ring="calls", timeout=0)
+        ring = session.stats().rings["calls"]
+
+    assert (first, second) == (10, 4)
+    assert found == [*range(100, 110), *range(123, 127)]
+    # What the first one had drained, and nobody was to see.
+    assert (ring.records, ring.delivered, ring.abandoned) == (27, 14, 13)
+
+
+def test_a_coroutine_function_gets_every_event_until_it_says_stop() -> None:
+    found: list[int] = []
+
+    async def take(event: Any) -> bool:
+        await asyncio.sleep(0)
+        found.append(event.number)
+        return len(found) != 10
+
+    async def main() -> tuple[int, int]:
+        async with Session(OBJECT, "auto", filter=OWN) as session:
+            call(23)
+            first = await session.aprocess(take, "call_event", ring="calls", timeout=0)
+            call(4)
+            second = await session.aprocess(take, "call_event", ring="calls", timeout=0)
+            ring = session.stats().rings["calls"]
+            assert (ring.records, ring.delivered, ring.abandoned) == (27, 14, 13)
+        return first, second
+
+    assert asyncio.run(main()) == (10, 4)
+    assert found == [*range(100, 110), *range(123, 127)]
+
+
+def test_raw_records_are_the_bytes_that_the_program_wrote() -> None:
+    before_ns = time.monotonic_ns()
+    with Session(OBJECT, "auto", filter=OWN) as session:
+        call(23)
+        with session.raw(ring="calls", timeout=0) as records:
+            found = [struct.unpack("=HHIQQQ", each) for each in records]
+        ring = session.stats().rings["calls"]
+
+    assert [(kind, size, request) for kind, size, _, _, request, _ in found] == [(1, 32, 0)] * 23
+    assert [number for *_, number in found] == list(range(100, 123))
+    times = [time_ns for _, _, _, time_ns, *_ in found]
+    assert times == sorted(times)
+    assert before_ns < times[0] <= times[-1] < time.monotonic_ns()
+    assert (ring.records, ring.delivered, ring.unclaimed) == (23, 23, 0)
+
+
+# In a ring each record of 32 bytes has a header of 8, which frames keep and columns do not.
+@pytest.mark.parametrize(("way", "bytes_each"), [("events", 40), ("batches", 32)])
+def test_each_drain_is_timed_once(way: str, bytes_each: int) -> None:
+    found = 0
+    with Session(OBJECT, "auto", filter=OWN) as session:
+        with getattr(session, way)("call_event", ring="calls", timeout=0) as stream:
+            for _ in range(7):
+                call(5)
+                found += sum(1 if way == "events" else len(each) for each in stream)
+        ring = session.stats().rings["calls"]
+
+    assert found == 35
+    assert (ring.records, ring.delivered, ring.size_bytes) == (35, 35, 35 * bytes_each)
+    assert ring.drains == sum(ring.drain_ns_buckets) == ring.drain_histogram.total == 7
+    assert 0 < ring.drain_ns_max <= ring.drain_ns <= 7 * ring.drain_ns_max
+    # The longest is in the last bucket that has any.
+    assert (
+        max(i for i, n in enumerate(ring.drain_ns_buckets) if n) == ring.drain_ns_max.bit_length()
+    )
+
+
 def test_opening_that_is_cancelled_leaves_nothing_open() -> None:
     before, fds = own_programs(), descriptors()
 
@@ -336,6 +454,25 @@ def test_whatever_fails_leaves_nothing_behind(
     assert threading.active_count() <= threads
 
 
+def test_a_pump_whose_thread_cannot_start_leaves_nothing_attached_or_open() -> None:
+    before, fds = own_programs(), descriptors()
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    gc.disable()  # each is closed by who opened it
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(RingError, match=r"start pump thread .* \(allow more threads"):
+                Session(OBJECT, "auto", filter=OWN, pump="thread").open()
+
+        assert settled(before) == set()
+        assert descriptors() <= fds
+    finally:
+        gc.enable()
+
+
 def test_a_class_that_does_not_fit_is_told_before_anything_is_loaded() -> None:
     @kernel_event("call_event", partial=True)
     class Wrong(KernelEvent):
@@ -405,47 +542,92 @@ def test_custom_btf_is_a_file_or_a_folder_of_them(tmp_path: Path) -> None:
 # ---- the end ------------------------------------------------------------------------------
 
 
-def test_closing_under_a_flood_is_bounded_and_loses_no_count() -> None:
-    stop = threading.Event()
-
-    def flood() -> None:
-        while not stop.is_set():
+@contextlib.contextmanager
+def calling_child() -> Iterator[tuple[int, Callable[[], None]]]:
+    """Have a child that only makes system calls; yield its number, and what waits for 50."""
+    shared = mmap.mmap(-1, mmap.PAGESIZE)
+    parent, child = os.getpid(), os.fork()
+    if not child:
+        made = 0
+        while os.getppid() == parent:
             call(50)
+            made += 1
+            shared[:8] = made.to_bytes(8, sys.byteorder)
+        os._exit(0)
 
-    flooding = threading.Thread(target=flood)
-    session = Session(OBJECT, [FLOOD], filter=OWN, pump="thread", queue_size=1000)
-    with session:
-        flooding.start()
-        try:
-            with session.events("flood_event", ring="flood") as events:
-                seen = sum(1 for _, _ in zip(events, range(20_000), strict=False))
-            begin = time.monotonic()
-            session.close()
-            took = time.monotonic() - begin
-        finally:
-            stop.set()
-            flooding.join()
+    def go_on() -> None:
+        for _ in range(2):  # the first may have been made already
+            before = shared[:8]
+            while shared[:8] == before:
+                time.sleep(0.001)
 
-    assert seen == 20_000
-    assert took < 5
+    try:
+        yield child, go_on
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        shared.close()
 
 
+@pytest.mark.parametrize("pump", ["inline", "thread"])
+def test_closing_under_a_flood_is_bounded_and_loses_no_count(pump: str) -> None:
+    with calling_child() as (child, go_on), contextlib.ExitStack() as end:
+        flooded = Filter(pids=[child])
+        session = Session(OBJECT, [FLOOD], filter=flooded, pump=pump, queue_size=1000)
+        parts: Any = end.enter_context(session)._parts
+        end_rings, end_maps = parts.streams.close, parts.maps.close
+        ends: list[SessionStats] = []
+
+        def close_rings() -> None:
+            # Detached: once the child went on, no run of the program goes on from before.
+            go_on()
+            end_rings()
+
+        def close_maps() -> None:
+            ends.append(parts.stats("flooded"))
+            end_maps()
+
+        parts.streams.close, parts.maps.close = close_rings, close_maps
+        events = session.events("flood_event", ring="flood")
+        seen = sum(1 for _ in zip(range(20_000), events, strict=False))
+        go_on()  # so that there is something in the ring
+        begin = time.monotonic()
+        session.close()
+        took = time.monotonic() - begin
+        seen += sum(1 for _ in zip(range(100), events, strict=False))
+        events.close()
+        program, ring = ends[0].programs["on_flood"], parts.streams["flood"].stats()
+
+    assert seen == 20_100
+    assert took < stretched(5)
+    assert program.seen == program.submitted + program.lost
+    assert program.submitted == ring.records
+    assert ring.records == ring.delivered + ring.dropped + ring.abandoned
+    assert ring.delivered == seen
+
+
+@pytest.mark.times
 def test_close_wakes_a_reader_at_once() -> None:
     woken: list[float] = []
     with Session(OBJECT, "auto", filter=Filter(pids=[1])) as session:
+        events = session.events("call_event", ring="calls")
 
         def read() -> None:
-            for _ in session.events("call_event", ring="calls"):
+            for _ in events:
                 pass
             woken.append(time.monotonic())
 
         reading = threading.Thread(target=read)
         reading.start()
-        time.sleep(0.2)
+        deadline = time.monotonic() + stretched(10)
+        while not events._consumer.asleep and time.monotonic() < deadline:
+            time.sleep(0.001)
+        begin = time.monotonic()
         session.close()
-        reading.join(5)
+        reading.join(stretched(10))
 
     assert len(woken) == 1
+    assert woken[0] - begin < stretched(0.5)
 
 
 @pytest.mark.any_kernel
@@ -468,24 +650,99 @@ session = Session({str(OBJECT)!r}, "auto", pump="thread", name="forgotten").open
     assert "ResourceWarning: unclosed <Session forgotten open>" in done.stderr
 
 
+UNCLOSED = f"""
+import asyncio, os, sys, threading
+from kerneltrace_core import BtfTracepoint, Filter, Session
+
+session = Session(
+    {str(OBJECT)!r},
+    [BtfTracepoint("sys_exit", program="on_flood"), BtfTracepoint("sys_enter", program="on_call")],
+    filter=Filter(current_process=True), pump=sys.argv[1], queue_size=1000, name="forgotten",
+).open()
+begun = threading.Event()
+
+def flood():
+    while True:
+        os.getppid()
+
+def read():
+    for number, _ in enumerate(session.events("flood_event", ring="flood")):
+        if number == 5000:
+            begun.set()
+
+async def wait():
+    async for event in session.events("call_event", ring="calls"):
+        raise SystemExit("nobody was to call")
+
+async def wait_in_a_task():
+    waiting = asyncio.create_task(wait())
+    await asyncio.sleep(0.1)
+    assert not waiting.done()
+
+async def wait_for_ever():
+    asyncio.get_running_loop().call_later(0.1, begun.set)
+    await wait()
+
+def start(act):
+    threading.Thread(target=act, daemon=True).start()
+"""
+
+
+@pytest.mark.parametrize("pump", ["inline", "thread"])
+@pytest.mark.parametrize(
+    "end",
+    [
+        "start(flood); start(read); begun.wait(); print('at the end')",
+        "asyncio.run(wait_in_a_task()); print('at the end')",
+        "start(lambda: asyncio.run(wait_for_ever())); begun.wait(); print('at the end')",
+    ],
+    ids=["reads a flood", "task", "event loop of a thread"],
+)
+def test_a_session_that_is_read_and_never_closed_does_not_keep_the_interpreter(
+    end: str, pump: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", UNCLOSED + end, pump],
+        capture_output=True,
+        text=True,
+        timeout=stretched(20),
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+    )
+
+    assert (done.returncode, done.stdout) == (0, "at the end\n"), done.stderr
+
+
 @pytest.mark.deadline(900)
 def test_opening_and_closing_often_leaves_nothing() -> None:
-    with Session(OBJECT, "auto", filter=OWN):
-        pass
+    def once(number: int) -> None:
+        variables: dict[str, Any] = {"number": number}
+        with Session(OBJECT, "auto", filter=OWN, pump="thread", variables=variables) as session:
+            with session.events("call_event", ring="calls", timeout=5) as events:
+                call()
+                assert next(iter(events)).number == number
+            assert session.variables["number"] == number + 1
+            assert len(list(session.maps)) > 1
+
+    for number in range(rounds(60, in_guest=10)):  # what is made once and kept
+        once(number)
     gc.collect()
     before, fds, threads = own_programs(), descriptors(), threading.active_count()
-    resident = _resident_kib()
+    mapped, resident = _mapped_maps(), _resident_kib()
 
-    for _ in range(OPENINGS):
-        with Session(OBJECT, "auto", filter=OWN, pump="thread") as session:
-            call()
-            assert numbers(session) is not None
+    for number in range(OPENINGS):
+        once(number)
 
     gc.collect()
     assert settled(before) == set()
     assert descriptors() == fds
     assert threading.active_count() <= threads  # trio's idle ones end meanwhile
+    assert _mapped_maps() == mapped
     assert _resident_kib() - resident < 8 * 1024
+
+
+def _mapped_maps() -> int:
+    return Path("/proc/self/maps").read_text().count("bpf-map")
 
 
 def _resident_kib() -> int:

@@ -15,7 +15,7 @@ from harness.tiers import Require
 
 # What a page needs besides what all do.
 NEEDS = {
-    "session": ("capability:cap_sys_admin",),
+    "session": ("capability:cap_sys_admin", "tracefs"),
     "probes": ("perf_events", "uprobes", "perf_links", "tracefs"),
 }
 
@@ -30,19 +30,21 @@ def test_the_page_runs_from_top_to_bottom(page: str, require: Require, tmp_path:
 
 
 def block_of(document: Path, beginning: str) -> str:
-    """Return the one block of a document that begins so."""
-    texts = [block["text"] for block in FENCE.finditer(document.read_text())]
+    """Return the one block of a document that begins so, what it is included."""
+    texts = [block["info"] + "\n" + block["text"] for block in FENCE.finditer(document.read_text())]
     [found] = [text for text in texts if text.startswith(beginning)]
-    return found
+    return found.partition("\n")[2]
 
 
 def test_the_example_of_the_readme_runs_with_the_program_of_the_page(
     require: Require, tmp_path: Path
 ) -> None:
     require("tracepoint:sys_enter", "ring_buffer")
-    program = block_of(DOCS / "session.md", "#include <linux/bpf.h>")
+    program = block_of(DOCS / "session.md", "c file=opens.bpf.c\n")
     (tmp_path / "opens.bpf.o").write_bytes(compile_bpf(program))
-    example = block_of(DOCS.parent / "README.md", "from kerneltrace_core import Filter, Session\n")
+    example = block_of(
+        DOCS.parent / "README.md", "python\nfrom kerneltrace_core import Filter, Session\n"
+    )
 
     done = subprocess.run(
         [sys.executable, "-c", example],

@@ -38,6 +38,7 @@ def test_files_that_are_mapped_are_each_told_once() -> None:
 def test_processors_are_counted_in_ranges() -> None:
     assert parse_processors("0-3,6,8-9\n") == [0, 1, 2, 3, 6, 8, 9]
     assert parse_processors("0") == [0]
+    assert parse_processors("0,2-3,8") == [0, 2, 3, 8]
     assert parse_processors("\n") == []
     with pytest.raises(ValueError):
         parse_processors("a-b")

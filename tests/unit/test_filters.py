@@ -11,10 +11,17 @@ from typing import Any
 import pytest
 
 from kerneltrace_core.btf.layout import ObjectLayout
-from kerneltrace_core.errors import MapKeyError, OptionError, UnsupportedError
+from kerneltrace_core.errors import (
+    MapError,
+    MapFullError,
+    MapKeyError,
+    OptionError,
+    UnsupportedError,
+)
 from kerneltrace_core.session import filters
 from kerneltrace_core.session.cgroups import cgroup_id
-from kerneltrace_core.session.filters import FLAGS, FOLLOW, LAYOUT, Filter, FilterControl
+from kerneltrace_core.session.filter_maps import FLAGS, FOLLOW, LAYOUT, SETTINGS
+from kerneltrace_core.session.filters import Filter, FilterControl
 
 NAMESPACE = 4026531836
 TGIDS, TIDS, CGROUPS, UIDS = FLAGS
@@ -29,6 +36,9 @@ class FakeMap(dict[Any, Any]):
         self._told = told
 
     def __setitem__(self, key: Any, value: Any) -> None:
+        self._told.asked()
+        if key not in self and len(self) >= self.info.max_entries:
+            raise MapFullError("it is full")
         super().__setitem__(key, value)
         self._told.changed()
 
@@ -39,6 +49,7 @@ class FakeMap(dict[Any, Any]):
         self._told.changed()
 
     def clear(self) -> None:
+        self._told.asked()
         super().clear()
         self._told.changed()
 
@@ -48,14 +59,17 @@ class FakeMaps(dict[str, FakeMap]):
 
     def __init__(self) -> None:
         super().__init__({name: FakeMap(self, {}) for name in FLAGS})
-        self[filters.SETTINGS] = FakeMap(self, {0: bytes(16), 1: SimpleNamespace(unfollowed=0)})
+        self[SETTINGS] = FakeMap(self, {0: bytes(16), 1: SimpleNamespace(unfollowed=0)})
         self.watched: list[dict[str, int]] = []
         self.let_through: list[list[bool]] = []
 
     def wants(self, task: dict[str, int]) -> bool:
         """Decide as kt_current_is_wanted() does."""
-        flags = LAYOUT.unpack(self[filters.SETTINGS][0])[0]
+        flags = LAYOUT.unpack(self[SETTINGS][0])[0]
         return all(task[name] in self[name] for name, flag in FLAGS.items() if flags & flag)
+
+    def asked(self) -> None:
+        """Hear of a change before it is made; may refuse it."""
 
     def changed(self) -> None:
         self.let_through.append([self.wants(task) for task in self.watched])
@@ -68,7 +82,7 @@ def maps(monkeypatch: pytest.MonkeyPatch) -> FakeMaps:
 
 
 def settings(maps: FakeMaps) -> tuple[int, int]:
-    flags, namespace, _ = LAYOUT.unpack(maps[filters.SETTINGS][0])
+    flags, namespace, _ = LAYOUT.unpack(maps[SETTINGS][0])
     return flags, namespace
 
 
@@ -168,6 +182,7 @@ FILTERS = (
     Filter(uids=[10, 11]),
     Filter(tids=[5], uids=[11]),
     Filter(tids=[5, 6], pids=[1]),
+    Filter(tids=[7], pids=[2]),
 )
 
 
@@ -268,13 +283,152 @@ def test_too_many_are_refused_before_anything_changes(maps: FakeMaps) -> None:
     assert control.filter == Filter(uids=[1])
 
 
+def everything(maps: FakeMaps) -> dict[str, Any]:
+    """Return what the kernel goes by: the flags, and the sets that they ask for."""
+    flags, namespace = settings(maps)
+    sets = {name: dict(maps[name]) for name, flag in FLAGS.items() if flags & flag}
+    return {"flags": flags, "namespace": namespace, **sets}
+
+
+def test_children_that_stay_need_room_too_and_are_told_before_anything_changes(
+    maps: FakeMaps,
+) -> None:
+    control = FilterControl(maps, follows=True)
+    maps[TGIDS].info.max_entries = 2
+    followed = Filter(pids=[1], follow_forks=True)
+    control.set(followed)
+    maps[TGIDS].update({11: 1})
+    before = everything(maps)
+    maps.let_through = []
+
+    with pytest.raises(OptionError) as caught:
+        control.set(Filter(pids=[1, 2], cgroups=[9], follow_forks=True))
+
+    assert str(caught.value) == (
+        "Filter option pids: 2 given and 1 of their children followed, map kt_filter_tgids has "
+        "room for 2 (give it more: map_sizes={'kt_filter_tgids': 3})"
+    )
+    assert maps.let_through == []
+    assert (everything(maps), control.filter) == (before, followed)
+    control.set(Filter(uids=[5]))
+    assert everything(maps) == {"flags": FLAGS[UIDS], "namespace": NAMESPACE, UIDS: {5: b"\1"}}
+
+
+def test_a_child_that_takes_the_last_room_during_a_change_is_counted_as_not_followed(
+    maps: FakeMaps,
+) -> None:
+    control = FilterControl(maps, follows=True)
+    maps[TGIDS].info.max_entries = 2
+    control.set(Filter(pids=[1], follow_forks=True))
+    born = iter([11])
+
+    def have_a_child() -> None:
+        for child in born:
+            dict.__setitem__(maps[TGIDS], child, 1)
+
+    maps.asked = have_a_child  # type: ignore[method-assign]
+    control.set(Filter(pids=[1, 2], follow_forks=True))
+
+    assert dict(maps[TGIDS]) == {1: 1, 2: 2}
+    assert control.unfollowed == 1
+
+
+@pytest.mark.parametrize("old", FILTERS)
+@pytest.mark.parametrize("new", FILTERS)
+def test_a_change_that_the_kernel_refuses_at_any_step_is_undone(
+    maps: FakeMaps, old: Filter, new: Filter
+) -> None:
+    control = FilterControl(maps)
+    control.set(old)
+    watched = list(tasks())
+    before, was = everything(maps), [maps.wants(task) for task in watched]
+    control.set(new)
+    will = [maps.wants(task) for task in watched]
+    control.set(old)
+    maps.watched = watched
+    steps = 0
+    while True:
+        steps += 1
+        last = iter([False] * (steps - 1) + [True])
+
+        def refuse(last: Iterator[bool] = last) -> None:
+            if next(last, False):
+                raise MapError("the kernel has no memory")
+
+        maps.asked = refuse  # type: ignore[method-assign]
+        maps.let_through = []
+        try:
+            control.set(new)
+        except MapError:
+            assert {**everything(maps), "namespace": before["namespace"]} == before
+            assert control.filter == old
+        else:
+            break
+        for moment in maps.let_through:
+            for old_one, now, new_one in zip(was, moment, will, strict=True):
+                assert old_one or new_one or not now, "a stranger was let through"
+                assert now or not (old_one and new_one), "a friend was refused"
+        # What is asked for next holds, whatever was half done.
+        del maps.asked
+        control.set(Filter(pids=[4]))
+        assert dict(maps[TGIDS]) == {4: 4}
+        control.set(old)
+
+    assert steps > 1
+    assert [maps.wants(task) for task in watched] == will
+
+
+def test_what_cannot_be_undone_either_is_right_after_the_next_change(maps: FakeMaps) -> None:
+    control = FilterControl(maps)
+    control.set(Filter(pids=[1]))
+    asked = iter(range(100))
+
+    def refuse() -> None:
+        if next(asked) > 1:
+            raise MapError("the kernel has no memory")
+
+    maps.asked = refuse  # type: ignore[method-assign]
+    with pytest.raises(MapError):
+        control.set(Filter(uids=[10, 11, 12]))
+    del maps.asked
+
+    control.set(Filter(uids=[13]))
+
+    assert everything(maps)[UIDS] == {13: b"\1"}
+    assert settings(maps)[0] == FLAGS[UIDS]
+
+
+def test_a_followed_child_that_is_named_itself_is_never_refused(maps: FakeMaps) -> None:
+    control = FilterControl(maps, follows=True)
+    control.set(Filter(pids=[1], follow_forks=True))
+    maps[TGIDS].update({11: 1})
+    maps.watched, maps.let_through = [{TGIDS: 11}], []
+
+    control.set(Filter(pids=[11], follow_forks=True))
+
+    assert dict(maps[TGIDS]) == {11: 11}
+    assert all(moment == [True] for moment in maps.let_through)
+
+
+def test_what_a_follower_left_in_a_set_that_was_no_condition_is_traced_by_nobody(
+    maps: FakeMaps,
+) -> None:
+    control = FilterControl(maps)
+    control.set(Filter(uids=[1]))
+    dict.__setitem__(maps[TGIDS], 11, 1)  # forked while the set of processes was cleared
+
+    control.set(Filter(pids=[2]))
+
+    assert dict(maps[TGIDS]) == {2: 2}
+
+
 def test_forks_are_followed_only_where_the_programs_for_it_are_attached(maps: FakeMaps) -> None:
     with pytest.raises(OptionError, match="follow_forks: True in a session that was opened with"):
         FilterControl(maps).set(Filter(current_process=True, follow_forks=True))
 
 
 def test_children_without_room_are_told(maps: FakeMaps) -> None:
-    maps[filters.SETTINGS][1].unfollowed = 3
+    maps[SETTINGS][1].unfollowed = 3
 
     assert FilterControl(maps).unfollowed == 3
 

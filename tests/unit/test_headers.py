@@ -12,7 +12,7 @@ import pytest
 from harness.bpf_source import compile_bpf
 from kerneltrace_core.btf.layout import EventTag, ObjectLayout, StructLayout
 from kerneltrace_core.errors import LoadError
-from kerneltrace_core.session import filters
+from kerneltrace_core.session import filter_maps
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="BPF objects are compiled on Linux"
@@ -72,8 +72,8 @@ EVENTS = "#include <kerneltrace/kt_event.h>\n#define WANTED(program) 0\n"
 FILTERS = (
     "#include <kerneltrace/kt_filter.h>\n#define WANTED(program) !kt_wanted(program)\n"
     "_Static_assert(KT_FILTER_TGIDS == {} && KT_FILTER_TIDS == {} && KT_FILTER_CGROUPS == {} && "
-    'KT_FILTER_UIDS == {} && KT_FILTER_FOLLOW == {}, "as in filters.py");\n'
-).format(*filters.FLAGS.values(), filters.FOLLOW)
+    'KT_FILTER_UIDS == {} && KT_FILTER_FOLLOW == {}, "as in filter_maps.py");\n'
+).format(*filter_maps.FLAGS.values(), filter_maps.FOLLOW)
 STRICT = "-Wextra"
 
 # What bpftool makes of a kernel's BTF, cut down to what bpf_helpers.h needs; with a task_struct
@@ -149,8 +149,8 @@ def test_the_layouts_are_those_that_python_reads_and_writes() -> None:
         ("pid_namespace", 4, 4),
         ("unfollowed", 8, 8),
     ]
-    assert layout.structs["kt_filter"].size == filters.LAYOUT.size
-    assert {filters.SETTINGS, *filters.FLAGS} <= set(layout.maps)
+    assert layout.structs["kt_filter"].size == filter_maps.LAYOUT.size
+    assert {filter_maps.SETTINGS, *filter_maps.FLAGS} <= set(layout.maps)
 
 
 def test_events_alone_bring_one_map() -> None:

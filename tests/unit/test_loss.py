@@ -66,3 +66,34 @@ def test_what_a_perf_buffer_and_a_program_both_count_is_lost_once() -> None:
     assert SessionStats({}, rings).lost == 3 + 6
     # The buffer tells it only with the next record that it has space for.
     assert SessionStats({"one": ProgramCounters(lost=5)}, rings).lost == 5 + 6
+
+
+RINGS = {"ring": RingCounts(dropped=1), "perf": RingCounts(lost=5, dropped=2)}
+
+
+def test_what_a_ring_buffer_lost_adds_to_what_a_perf_buffer_reports() -> None:
+    programs = {"one": ProgramCounters(lost=10)}
+
+    # The 5 are of a program that does not count.
+    assert SessionStats(programs, RINGS, perf_buffers={"one": ()}).lost == 10 + 5 + 3
+    # It may have counted the 5 itself.
+    assert SessionStats(programs, RINGS, perf_buffers={"one": ("perf",)}).lost == 10 + 3
+    assert SessionStats(programs, RINGS).lost == 10 + 3
+
+
+def test_what_one_program_lost_in_a_ring_buffer_hides_nothing_of_another() -> None:
+    programs = {"to_ring": ProgramCounters(lost=10), "to_perf": ProgramCounters(lost=3)}
+    buffers: dict[str, tuple[str, ...]] = {"to_ring": (), "to_perf": ("perf",)}
+
+    assert SessionStats(programs, RINGS, perf_buffers=buffers).lost == 10 + 5 + 3
+    late = {**programs, "to_perf": ProgramCounters(lost=7)}
+    assert SessionStats(late, RINGS, perf_buffers=buffers).lost == 10 + 7 + 3
+
+
+def test_each_perf_buffer_is_taken_by_itself_unless_a_program_writes_to_several() -> None:
+    programs = {"one": ProgramCounters(lost=10), "two": ProgramCounters(lost=0)}
+    rings = {"a": RingCounts(), "b": RingCounts(lost=5)}
+
+    assert SessionStats(programs, rings, perf_buffers={"one": ("a",), "two": ("b",)}).lost == 15
+    assert SessionStats(programs, rings, perf_buffers={"one": ("a", "b"), "two": ()}).lost == 10
+    assert SessionStats(programs, rings, perf_buffers={"one": ("a",)}).lost == 10

@@ -98,6 +98,27 @@ def test_a_capture_that_lost_events_is_an_error_and_no_list_with_holes(small: Fa
         act()
 
 
+def test_a_capture_of_one_of_several_rings_tells_of_losses_too() -> None:
+    second = """
+struct { __uint(type, BPF_MAP_TYPE_RINGBUF); __uint(max_entries, 4096); } more SEC(".maps");
+"""
+    with FakeSession(compile_bpf(program_of(PAGE) + second)) as session:
+        session.lose("on_exit", 2)  # before: none of it is the capture's
+        with capture_events(session, "open_event", ring="events", settle=0) as events:
+            session.emit("open_event", ring="events")
+        assert len(events) == 1
+
+        def act() -> None:
+            with capture_events(session, "open_event", ring="events", settle=0):
+                session.emit("open_event", ring="events")
+                session.lose("on_exit", 7)
+
+        with pytest.raises(
+            RingError, match=r"1 came, 7 were lost in the kernel \(all rings\) and 0 in a queue"
+        ):
+            act()
+
+
 def test_what_a_captures_own_queue_dropped_is_lost_too(
     small: FakeSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,16 +1,20 @@
-"""The drain of a perf buffer over plain memory, and the list of CPUs."""
+"""The drain of a perf buffer over plain memory."""
 
 from __future__ import annotations
 
+import os
+import select
 import struct
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kerneltrace_core._native import rings
 from kerneltrace_core.errors import ClosedError, RingError
 from kerneltrace_core.ring.frames import make_frame, split
-from kerneltrace_core.ring.perf import PerfReader, parse_cpus
+from kerneltrace_core.ring.perf import PerfReader
 
 pytestmark = pytest.mark.unit
 
@@ -66,6 +70,37 @@ def test_samples_become_frames_with_the_cpu_and_their_space_is_given_back() -> N
     assert drained == (b"".join(make_frame(each, 1) for each in padded), 3, 0, 0, False)
     assert [len(each) for each in padded] == [12, 4, 4]
     assert cpus[1].tail == cpus[1].head
+
+
+@pytest.mark.skipif(not hasattr(select, "epoll"), reason="there is no epoll here")
+def test_without_sys_the_processors_are_those_that_python_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened: list[int] = []
+
+    def missing(path: Path) -> str:
+        raise FileNotFoundError(2, "No such file or directory", str(path))
+
+    def open_perf(_: int, cpu: int, *__: object, **___: object) -> int:
+        opened.append(cpu)
+        return cpu
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(rings, "map_shape", lambda *_: (rings.PERF_EVENT_ARRAY, 8))
+    monkeypatch.setattr(rings, "open_perf", open_perf)
+    monkeypatch.setattr(rings, "close_perf", lambda *_: None)
+    reading, writing = os.pipe()
+    descriptors = [reading, writing, os.dup(reading)]
+    monkeypatch.setattr(rings, "perf_fd", lambda cpu: descriptors[cpu])
+
+    reader = PerfReader(0, "events")
+    reader.close()
+    for each in descriptors:
+        os.close(each)
+
+    assert opened == [0, 1, 2]
+    assert reader.lost_by_cpu == {0: 0, 1: 0, 2: 0}
 
 
 def test_samples_that_say_their_size_lose_the_padding() -> None:
@@ -210,10 +245,3 @@ def test_whatever_the_limits_every_sample_comes_once_and_in_order(
 
     assert frames == b"".join(make_frame(each, 0) for each in padded)
     assert reader.pending_bytes() == 0
-
-
-@pytest.mark.parametrize(
-    ("text", "cpus"), [("0\n", [0]), ("0-3\n", [0, 1, 2, 3]), ("0,2-3,8", [0, 2, 3, 8])]
-)
-def test_lists_of_cpus_are_read(text: str, cpus: list[int]) -> None:
-    assert list(parse_cpus(text)) == cpus

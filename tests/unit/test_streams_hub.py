@@ -767,6 +767,30 @@ def test_a_reader_for_which_no_descriptor_is_left_is_refused(inline: Hub) -> Non
     assert (refused.value.errno, again) == (errno.EMFILE, free)
 
 
+def test_a_pump_whose_thread_cannot_start_leaves_nothing_open(
+    ring: FakeRing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    free = os.dup(0)
+    os.close(free)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RingError) as refused:
+            Hub(ring, session="test", pump="thread")
+    again = os.dup(0)
+    os.close(again)
+
+    assert str(refused.value) == (
+        f"start pump thread kerneltrace-test-{ring.name}: can't start new thread (allow more "
+        "threads, ulimit -u or pids.max of its control group, or open the session with "
+        'pump="inline")'
+    )
+    assert ring.closed
+    assert again <= free  # the ring's own is closed as well
+
+
 def test_readers_that_left_and_never_asked_do_not_pile_up(inline: Hub) -> None:
     for _ in range(50):
         inline.subscribe(SELECT_A).close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import sys
 import threading
@@ -14,7 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kerneltrace_core.errors import ClosedError, OptionError, PrivilegeError, UnsupportedError
+from kerneltrace_core.errors import (
+    ClosedError,
+    OptionError,
+    PrivilegeError,
+    RingError,
+    UnsupportedError,
+)
 from kerneltrace_core.session import tracelog
 from kerneltrace_core.session.traceline import TraceLine, parse_line, parse_lost
 from kerneltrace_core.session.tracelog import TraceLog, trace_log
@@ -218,6 +225,28 @@ def test_a_switched_off_trace_is_waited_for(tracefs: Path) -> None:
 
         assert list(log) == []
         assert time.monotonic() - begun >= 0.05
+
+
+@needs_descriptors
+@pytest.mark.parametrize("left", [0, 1, 2])
+def test_where_no_descriptor_is_left_it_says_so_and_keeps_none(
+    tracefs: Path, kernel: int, left: int
+) -> None:
+    import resource  # of Linux
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + left, hard))
+    try:
+        with pytest.raises(RingError, match=r"Too many open files \(.*ulimit -n") as refused:
+            trace_log(places=(str(tracefs),))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    again = os.dup(0)
+    os.close(again)
+
+    assert (refused.value.errno, again) == (errno.EMFILE, free)
 
 
 def test_where_tracefs_is_not_mounted_the_command_is_told(tmp_path: Path) -> None:

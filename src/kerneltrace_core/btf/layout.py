@@ -12,6 +12,7 @@ from kerneltrace_core.btf.elf import Elf
 from kerneltrace_core.btf.format import Btf, parse_btf
 from kerneltrace_core.btf.kinds import Struct, Typedef
 from kerneltrace_core.btf.maps import read_maps
+from kerneltrace_core.btf.perf_buffers import read_perf_buffers
 from kerneltrace_core.btf.placed import Placed, place_variables
 from kerneltrace_core.btf.shapes import (
     ArrayLayout,
@@ -46,6 +47,7 @@ __all__ = [
 
 # The sections of which libbpf makes maps; others hold the license, maps, or what the kernel gives.
 DATA = re.compile(r"\.bss|\.data(\..+)?|\.rodata(\..+)?")
+PERF_EVENT_ARRAY = 4  # enum bpf_map_type, include/uapi/linux/bpf.h
 # What bpf_printk leaves behind: its text, in a static variable.
 PRINTK_TEXT = ".____fmt"
 
@@ -56,7 +58,8 @@ class ObjectLayout:
     ``structs``: the complete structs and unions by name, and anonymous ones by their typedef;
     each is worked out when it is first asked for, which may raise FormatError.
     ``events``: by name of struct, where the object was written with kt_event.h; ``probes``: the
-    index of each program's counters.
+    index of each program's counters. ``perf_buffers``: which of them each program's code names;
+    empty where there is none.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class ObjectLayout:
         programs: Mapping[str, ProgramLayout],
         events: Mapping[str, EventTag],
         probes: Mapping[str, int],
+        perf_buffers: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
     ) -> None:
         self.structs = structs
         self.maps = MappingProxyType(dict(maps))
@@ -74,6 +78,7 @@ class ObjectLayout:
         self.programs = MappingProxyType(dict(programs))
         self.events = MappingProxyType(dict(events))
         self.probes = MappingProxyType(dict(probes))
+        self.perf_buffers = MappingProxyType(dict(perf_buffers))
 
     @classmethod
     def from_elf(cls, data: bytes, file: str = "the object") -> ObjectLayout:
@@ -97,14 +102,18 @@ class ObjectLayout:
         builder = LayoutBuilder(btf)
         placed = place_variables(btf, elf)
         marks = [each for each in placed if is_mark(btf, each)]
-        maps = {each.name: each.target for each in placed if each.section == ".maps"}
+        targets = {each.name: each.target for each in placed if each.section == ".maps"}
+        maps = read_maps(btf, builder, targets)
+        perf = [each.name for each in maps.values() if each.type == PERF_EVENT_ARRAY]
+        programs = {} if elf is None else dict(_programs(elf))
         return cls(
             _Structs(btf, builder),
-            read_maps(btf, builder, maps),
+            maps,
             dict(_variables(btf, builder, placed)),
-            {} if elf is None else dict(_programs(elf)),
+            programs,
             read_events(btf, marks),
             read_probes(btf, marks),
+            {} if elf is None else read_perf_buffers(elf, perf, programs),
         )
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from kerneltrace_core._native import rings
 from kerneltrace_core.errors import PrivilegeError, RingError
+from kerneltrace_core.kernel.processors import online_processors
 from kerneltrace_core.ring.owner import Owner
 from kerneltrace_core.ring.protocol import CHUNK_BYTES, NO_LIMIT, Drained, Layout
 
-__all__ = ["PerfReader", "parse_cpus"]
+__all__ = ["PerfReader"]
 
 PARANOID = "/proc/sys/kernel/perf_event_paranoid"
-ONLINE = "/sys/devices/system/cpu/online"
 LARGEST_SAMPLE = 1 << 16  # a record's size is a u16
 
 
@@ -32,13 +32,6 @@ def _remedy() -> str:
             "or sysctl kernel.perf_event_paranoid=2)"
         )
     return " (add CAP_PERFMON)"
-
-
-def parse_cpus(text: str) -> Iterator[int]:
-    """Yield the CPUs of a list as sysfs has it: ``0-3,6``."""
-    for part in text.strip().split(","):
-        first, _, last = part.partition("-")
-        yield from range(int(first), int(last or first) + 1)
 
 
 class PerfReader:
@@ -63,7 +56,7 @@ class PerfReader:
         with ExitStack() as stack:
             parts = []
             poll = stack.enter_context(select.epoll())
-            for cpu in parse_cpus(Path(ONLINE).read_text()):
+            for cpu in online_processors():
                 if cpu >= entries:
                     break
                 try:

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import os
-import struct
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from kerneltrace_core.btf.layout import ObjectLayout
-from kerneltrace_core.errors import MapKeyError, OptionError, UnsupportedError
+from kerneltrace_core.errors import OptionError, UnsupportedError
 from kerneltrace_core.session.cgroups import cgroup_id
+from kerneltrace_core.session.filter_maps import (
+    CGROUPS,
+    FLAGS,
+    FOLLOW,
+    LOSSES_AT,
+    SETTINGS,
+    TGIDS,
+    TIDS,
+    UIDS,
+    Entries,
+    FilterMaps,
+)
 
 __all__ = ["FOLLOWERS", "Filter", "FilterControl"]
 
-# kt_filter.h
-SETTINGS = "kt_filter"
-SETTINGS_AT, LOSSES_AT = 0, 1
-LAYOUT = struct.Struct("=IIQ")  # flags, pid_namespace, unfollowed
-TGIDS, TIDS = "kt_filter_tgids", "kt_filter_tids"
-CGROUPS, UIDS = "kt_filter_cgroups", "kt_filter_uids"
-FLAGS = {TGIDS: 1, TIDS: 2, CGROUPS: 4, UIDS: 8}
 BY_NUMBER = FLAGS[TGIDS] | FLAGS[TIDS]
-FOLLOW = 16
 # The header's own programs, which are needed only to follow forks; attached before all others.
 FOLLOWERS = ("kt_follow_free", "kt_follow_exit", "kt_follow_fork")
 OPTIONS = {TGIDS: "pids", TIDS: "tids", CGROUPS: "cgroups", UIDS: "uids"}
@@ -125,8 +127,8 @@ class FilterControl:
     def __init__(self, maps: Mapping[str, Any], *, follows: bool = False) -> None:
         self._maps = maps
         self._follows = follows
+        self._written = FilterMaps(maps)
         self._filter = Filter()
-        self._flags = 0
         self._lock = threading.Lock()
 
     @classmethod
@@ -152,7 +154,7 @@ class FilterControl:
     @property
     def unfollowed(self) -> int:
         """How many children were not followed, because the map of processes was full."""
-        return int(self._maps[SETTINGS][LOSSES_AT].unfollowed)
+        return int(self._maps[SETTINGS][LOSSES_AT].unfollowed) + self._written.let_go
 
     def set(self, wanted: Filter) -> None:
         """Trace whom ``wanted`` says and nobody else, from the return of this call on.
@@ -161,6 +163,7 @@ class FilterControl:
         whom neither wants, and everybody whom both want. Children that are followed stay if the
         process they descend from does. Raises OptionError: more entries than a map has room for,
         a folder that is no control group, forks to follow in a session that was opened without.
+        Whatever it raises, the old filter holds.
         """
         given: object = wanted
         if not isinstance(given, Filter):
@@ -171,56 +174,54 @@ class FilterControl:
                 "(open the session with a filter that follows forks)"
             )
         sets = _sets(wanted)
-        for name, entries in sets.items():
-            if len(entries) > (room := self._maps[name].info.max_entries):
-                raise OptionError(
-                    f"Filter option {OPTIONS[name]}: {len(entries)} given, map {name} has room "
-                    f"for {room} (give it more: map_sizes={{{name!r}: {len(entries)}}})"
-                )
         flags = sum(FLAGS[name] for name in sets) | (FOLLOW if wanted.follow_forks else 0)
         with self._lock:
-            namespace = _pid_namespace() if (flags | self._flags) & BY_NUMBER else 0
-            new = [name for name in sets if not self._flags & FLAGS[name]]
-            for name in new:
-                self._add(name, sets[name])
-            # Both the old and the new conditions hold while those of both are exchanged.
-            self._write(flags | self._flags & ~FOLLOW, namespace)
-            for name in sets.keys() - set(new):
-                self._remove_others(name, sets[name], follow=wanted.follow_forks)
-                self._add(name, sets[name])
-            self._write(flags, namespace)
-            for name in FLAGS.keys() - sets.keys():
-                self._maps[name].clear()
-            self._filter, self._flags = wanted, flags
+            written = self._written
+            old_flags = written.flags
+            namespace = _pid_namespace() if (flags | old_flags) & BY_NUMBER else 0
+            old = written.read()
+            old_roots = _named(old) if old_flags & FOLLOW else frozenset()
+            roots = _named(sets) if wanted.follow_forks else frozenset()
+            self._check_room(sets, old, roots)
+            try:
+                written.exchange(flags, namespace, sets, roots, old)
+            except BaseException:  # also what a signal handler raises
+                written.exchange(old_flags, namespace, old, old_roots, old)
+                raise
+            self._filter = wanted
 
     def clear(self) -> None:
         """Trace everybody."""
         self.set(Filter())
 
-    def _write(self, flags: int, namespace: int) -> None:
-        self._maps[SETTINGS][SETTINGS_AT] = LAYOUT.pack(flags, namespace, 0)
-
-    def _add(self, name: str, entries: frozenset[int]) -> None:
-        for entry in entries:
-            self._maps[name][entry] = entry if name == TGIDS else b"\1"
-
-    def _remove_others(self, name: str, entries: frozenset[int], *, follow: bool) -> None:
-        """Remove what is not in ``entries`` and, if it is to follow, does not descend from one."""
-        found = self._maps[name]
-        # Again, until there are none: one may have had a child while it was on its way out.
-        while leaving := [
-            entry
-            for entry, named in found.items()
-            if (named if follow and name == TGIDS else entry) not in entries
-        ]:
-            for entry in leaving:
-                with suppress(MapKeyError):  # it ended
-                    del found[entry]
+    def _check_room(
+        self, sets: Mapping[str, Entries], old: Mapping[str, Entries], roots: Collection[int]
+    ) -> None:
+        for name, entries in sets.items():
+            room = self._maps[name].info.max_entries
+            staying = old.get(name, {}).items() if name == TGIDS else ()
+            children = sum(root in roots and child not in entries for child, root in staying)
+            if (needed := len(entries) + children) > room:
+                given = f"{len(entries)} given"
+                if children:
+                    given += f" and {children} of their children followed"
+                raise OptionError(
+                    f"Filter option {OPTIONS[name]}: {given}, map {name} has room for {room} "
+                    f"(give it more: map_sizes={{{name!r}: {needed}}})"
+                )
 
 
-def _sets(wanted: Filter) -> dict[str, frozenset[int]]:
+def _named(sets: Mapping[str, Entries]) -> frozenset[int]:
+    """Return the processes that were named: children have the one they descend from."""
+    return frozenset(sets.get(TGIDS, {}).values())
+
+
+def _sets(wanted: Filter) -> dict[str, Entries]:
     """Return what the maps are to hold, by name of map, without those that are no condition."""
-    return dict(_conditions(wanted))
+    return {
+        name: {key: key if name == TGIDS else b"\1" for key in keys}
+        for name, keys in _conditions(wanted)
+    }
 
 
 def _conditions(wanted: Filter) -> Iterator[tuple[str, frozenset[int]]]:

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 import weakref
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from kerneltrace_core.errors import ClosedError, KernelTraceError, RingError
@@ -39,7 +40,8 @@ class Hub:
 
     ``close`` takes what is in the ring then, at most once its size, and wakes everybody: their
     queues are still delivered, then iterations end. In a forked child every use raises
-    ClosedError; ``abandon`` closes the child's copies of descriptors.
+    ClosedError; ``abandon`` closes the child's copies of descriptors. Raises RingError if there
+    can be no pump; the reader is closed then, too.
     """
 
     def __init__(
@@ -67,10 +69,15 @@ class Hub:
         self._held = False
         self._warned: set[str] = set()
         self._pump: Pump | None = None
-        reader.listen(self._arrived)
-        if pump == "thread":
-            self._pump = Pump(f"kerneltrace-{session}-{self.name}", reader.fd, self._pump_once)
-            self._pump.start()
+        with ExitStack() as undo:
+            undo.callback(reader.close)
+            reader.listen(self._arrived)
+            undo.callback(reader.listen, None)
+            if pump == "thread":
+                self._pump = Pump(f"kerneltrace-{session}-{self.name}", reader.fd, self._pump_once)
+                undo.callback(self._pump.close)
+                self._pump.start()
+            undo.pop_all()
 
     # ---- who reads ------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from kerneltrace_core.btf.layout import ObjectLayout
     from kerneltrace_core.session.ring_counts import RingCounts
 
-__all__ = ["ProgramCounters", "read_counters", "undrained"]
+__all__ = ["ProgramCounters", "lost_in_kernel", "read_counters", "undrained"]
 
 COUNTERS = "kt_counters"
 
@@ -63,6 +63,35 @@ def undrained(programs: Mapping[str, ProgramCounters], rings: Mapping[str, RingC
     """
     submitted = sum(each.submitted for each in programs.values())
     return max(0, submitted - sum(each.records for each in rings.values()))
+
+
+def lost_in_kernel(
+    programs: Mapping[str, ProgramCounters],
+    rings: Mapping[str, RingCounts],
+    perf_buffers: Mapping[str, tuple[str, ...]],
+) -> int:
+    """Return how many records found no space in the kernel, each of them once.
+
+    A perf buffer's loss is reported by its ring, with the next record that it has space for, and
+    counted at once by a program that counts: the larger number has both. A ring buffer's is
+    counted alone, so it adds to what a perf buffer reports. ``perf_buffers``: which of them each
+    program may write to; one that is not among them may write to any.
+    """
+    # Buffers, what was counted of them, what they reported. A program that may write to several
+    # makes one of these.
+    groups = [(frozenset({name}), 0, each.lost) for name, each in rings.items()]
+    for name, program in programs.items():
+        may = frozenset(perf_buffers.get(name, rings))
+        mine = [(may, program.lost, 0), *(each for each in groups if each[0] & may)]
+        groups = [each for each in groups if not each[0] & may]
+        groups.append(
+            (
+                may.union(*(buffers for buffers, _, _ in mine)),
+                sum(counted for _, counted, _ in mine),
+                sum(reported for _, _, reported in mine),
+            )
+        )
+    return sum(max(counted, reported) for _, counted, reported in groups)
 
 
 def _sum(cells: Iterable[Any]) -> ProgramCounters:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from kerneltrace_core.errors import RingError
 from kerneltrace_core.session.waiting import Waiter, new_waiter
 
 __all__ = ["Pump"]
@@ -20,8 +21,18 @@ class Pump:
         self.thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
-        """Begin; ``pull`` is called on the pump's own thread from now on."""
-        self.thread.start()
+        """Begin; ``pull`` is called on the pump's own thread from now on.
+
+        Raises RingError where there can be no more threads.
+        """
+        try:
+            self.thread.start()
+        except RuntimeError as error:
+            raise RingError(
+                f"start pump thread {self.thread.name}: {error} "
+                "(allow more threads, ulimit -u or pids.max of its control group, "
+                'or open the session with pump="inline")'
+            ) from None
 
     @property
     def is_here(self) -> bool:
@@ -45,7 +56,7 @@ class Pump:
     def close(self) -> None:
         """Wait until it has ended: one drain at most."""
         self.end()
-        if not self.is_here:
+        if not self.is_here and self.thread.ident is not None:  # else it could not start
             self.thread.join()
         self._waiter.close()
 

@@ -66,6 +66,7 @@ class Session:
     ) -> None:
         self.options = SessionOptions.of(object, probes, options)
         self._parts: Parts | None = None
+        self._unfinished: Parts | None = None  # of a close that failed
         self._pid = 0
         self._why_closed = "it has not been opened"
         self._lock = threading.RLock()
@@ -98,17 +99,23 @@ class Session:
         """Detach, wake every reader, and free; may be repeated, from any thread.
 
         What a stream had taken from its ring before is still delivered; then it ends. In a
-        forked child only the child's copies are given up.
+        forked child only the child's copies are given up. If it raises AttachError, of a tc
+        filter in another network namespace, all else is closed; called again it tries again.
         """
         with self._lock, no_fork_meanwhile():
-            parts, self._parts = self._parts, None
+            parts = self._parts or self._unfinished
+            self._parts = self._unfinished = None
             if parts is None:
                 return
             self._why_closed = "it is closed"
             if self._pid != os.getpid():
                 parts.abandon()
                 return
-            parts.close()
+            try:
+                parts.close()
+            except BaseException:  # also what a signal handler raises
+                self._unfinished = parts
+                raise
 
     async def aclose(self) -> None:
         """Do as ``close``, on another thread."""

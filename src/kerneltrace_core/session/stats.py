@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 from kerneltrace_core.btf.layout import StructLayout
-from kerneltrace_core.session.loss import COUNTERS, ProgramCounters, read_counters, undrained
+from kerneltrace_core.session.loss import (
+    COUNTERS,
+    ProgramCounters,
+    lost_in_kernel,
+    read_counters,
+    undrained,
+)
 from kerneltrace_core.session.ring_counts import RingCounts
 
 if TYPE_CHECKING:
@@ -27,6 +33,7 @@ class SessionStats:
     ring once they were drained, and how long that took. Nothing is lost without being counted:
     seen = submitted + lost + discarded in the kernel, and what was submitted is either still in
     the ring (``undrained``) or among a ring's ``records``. ``session``: its name.
+    ``perf_buffers``: the rings of that kind that each program may write to, where that is known.
 
     A copy: later events change nothing in it. ``dataclasses.asdict`` makes plain data of it.
     """
@@ -34,14 +41,16 @@ class SessionStats:
     programs: Mapping[str, ProgramCounters]
     rings: Mapping[str, RingCounts]
     session: str = ""
+    perf_buffers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def lost(self) -> int:
-        """Records that nobody will read: no space in a ring, or in a reader's queue."""
-        # A perf buffer's loss is reported by its ring, and again by programs that count.
-        counted = sum(each.lost for each in self.programs.values())
-        reported = sum(each.lost for each in self.rings.values())
-        return max(counted, reported) + sum(each.dropped for each in self.rings.values())
+        """Records that nobody will read: no space in a ring, or in a reader's queue.
+
+        A perf buffer's loss, which the kernel reports and programs may have counted, is taken once.
+        """
+        dropped = sum(each.dropped for each in self.rings.values())
+        return lost_in_kernel(self.programs, self.rings, self.perf_buffers) + dropped
 
     @property
     def undrained(self) -> int:
@@ -54,7 +63,8 @@ def read_stats(layout: ObjectLayout, maps: Maps, rings: Rings, session: str = ""
     # Rings first: a record is counted before it can be drained.
     drained = {name: hub.stats() for name, hub in rings.items()}
     counted = read_counters(layout, maps) if _counts(layout) else {}
-    return SessionStats(counted, drained, session)
+    buffers = {name: layout.perf_buffers[name] for name in counted if name in layout.perf_buffers}
+    return SessionStats(counted, drained, session, buffers)
 
 
 def _counts(layout: ObjectLayout) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -172,6 +173,8 @@ class RawStream(_Stream):
             raise end
         frames, skip, take = batch
         self._unread.extend(payload for payload, _ in islice(split(frames), skip, skip + take))
+        if self._consumer.closed:  # since this was taken, and perhaps since `close` looked
+            self._forget()
 
     def counts(self) -> ConsumerCounts:
         """Return what became of the records; ``delivered`` are those that were iterated over."""
@@ -181,8 +184,14 @@ class RawStream(_Stream):
     def close(self) -> None:
         """End the iteration, wake who waits in it, and forget what was not yet read."""
         super().close()
-        unread = len(self._unread)
-        self._unread.clear()
+        self._forget()
+
+    def _forget(self) -> None:
+        unread = 0
+        with suppress(IndexError):
+            while True:  # one by one: another thread may read meanwhile
+                self._unread.popleft()
+                unread += 1
         self._consumer.hand_back(unread)
 
 
@@ -213,7 +222,9 @@ class BatchStream(_Stream, Generic[T]):
         self._pack = pack
         self._layout = layout
         self._size = size or max(CHUNK_BYTES // max(layout.size, 1), 1)
-        self._rest: Batch | None = None
+        # What batches that were longer than `size` have left, the oldest first. Whoever removes one
+        # has it for itself, so threads need no lock, which a forked child could find taken.
+        self._rests: deque[Batch] = deque()
 
     def __iter__(self) -> Iterator[Columns]:
         self._check()
@@ -226,7 +237,7 @@ class BatchStream(_Stream, Generic[T]):
     def __next__(self) -> Columns:
         data = self._at_hand()
         if data is None:
-            data = self._cut(self._next_batch(), StopIteration)
+            data = self._first_of(self._next_batch(), StopIteration)
         return self._columns(self._layout, data)
 
     async def __anext__(self) -> Columns:
@@ -234,36 +245,50 @@ class BatchStream(_Stream, Generic[T]):
         await checkpoint()
         data = self._at_hand()
         if data is None:
-            data = self._cut(await self._next_batch_async(), StopAsyncIteration)
+            data = self._first_of(await self._next_batch_async(), StopAsyncIteration)
         return self._columns(self._layout, data)
 
     def _at_hand(self) -> bytearray | memoryview | None:
-        if self._rest is not None:
-            return self._cut(self._rest, StopIteration)
+        if self._rests:
+            try:
+                rest = self._rests.popleft()
+            except IndexError:  # another thread has it
+                pass
+            else:
+                return self._cut(rest, self._rests.appendleft)
         strided = self._consumer.take_strided(self._size)
         return strided.data if strided is not None and strided.records else None
 
-    def _cut(self, batch: Batch | None, end: type[Exception]) -> bytearray:
+    def _first_of(self, batch: Batch | None, end: type[Exception]) -> bytearray:
         if batch is None:
             raise end
+        return self._cut(batch, self._rests.append)
+
+    def _cut(self, batch: Batch, keep: Callable[[Batch], None]) -> bytearray:
         frames, skip, take = batch
         taken = min(take, self._size)
-        self._rest = (frames, skip + taken, take - taken) if take > taken else None
+        if take > taken:
+            keep((frames, skip + taken, take - taken))
+            if self._consumer.closed:  # since this was taken, and perhaps since `close` looked
+                self._forget()
         selector: Any = self._consumer.selector
         return self._pack(frames, selector, skip, taken)
 
     def counts(self) -> ConsumerCounts:
         """Return what became of the records; ``delivered`` are those in returned batches."""
         counts = self._consumer.settle()
-        unread = self._rest[2] if self._rest is not None else 0
+        unread = sum(take for _, _, take in self._rests.copy())
         return replace(counts, delivered=counts.delivered - unread, waiting=counts.waiting + unread)
 
     def close(self) -> None:
         """End the iteration, wake who waits in it, and forget what was not yet read."""
         super().close()
-        rest, self._rest = self._rest, None
-        if rest is not None:
-            self._consumer.hand_back(rest[2])
+        self._forget()
+
+    def _forget(self) -> None:
+        while self._rests:
+            with suppress(IndexError):  # another thread closes it, too
+                self._consumer.hand_back(self._rests.popleft()[2])
 
 
 def process(stream: Iterable[T], callback: Callable[[T], object]) -> int:

@@ -7,11 +7,19 @@ import os
 import threading
 import time
 from collections import deque
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from kerneltrace_core.errors import ClosedError, OptionError, PrivilegeError, UnsupportedError
+from kerneltrace_core.errors import (
+    ClosedError,
+    KernelTraceError,
+    OptionError,
+    PrivilegeError,
+    RingError,
+    UnsupportedError,
+)
 from kerneltrace_core.kernel.tracefs import PLACES, find_tracefs
 from kerneltrace_core.session.traceline import TraceLine, parse_line, parse_lost
 from kerneltrace_core.session.waiting import checkpoint, new_waiter
@@ -36,7 +44,7 @@ def trace_log(*, timeout: float | None = None, places: tuple[str, ...] = PLACES)
     the iteration ends, None to wait.
 
     Needs tracefs, which is mounted by nobody here. Raises UnsupportedError if it is not there,
-    PrivilegeError if it may not be read, OptionError.
+    PrivilegeError if it may not be read, RingError if no descriptor is left, OptionError.
     """
     check_timeout(timeout)
     try:
@@ -46,13 +54,19 @@ def trace_log(*, timeout: float | None = None, places: tuple[str, ...] = PLACES)
                 f"read trace log: tracefs is not mounted ({MOUNT})", errno=errno.ENOENT
             )
         return TraceLog(mounted / "trace_pipe", timeout)
-    except (PrivilegeError, UnsupportedError):
+    except KernelTraceError:
         raise
     except PermissionError as error:
         raise PrivilegeError(
             f"read trace log: permission denied reading tracefs ({READABLE})", errno=error.errno
         ) from None
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise RingError(
+                f"read trace log: {error.strerror} "
+                "(a log takes three descriptors: raise the limit, ulimit -n)",
+                errno=error.errno,
+            ) from None
         raise UnsupportedError(f"read trace log: {error}", errno=error.errno) from error
 
 
@@ -80,8 +94,12 @@ class TraceLog:
         self.lost = 0
         self.others = 0
         # None is a log of a test, whose lines come from elsewhere.
-        self._fd = -1 if path is None else os.open(path, READ_FLAGS)
-        self._waiter = new_waiter(self._fd)
+        with ExitStack() as undo:
+            self._fd = -1 if path is None else os.open(path, READ_FLAGS)
+            if path is not None:
+                undo.callback(os.close, self._fd)
+            self._waiter = new_waiter(self._fd)
+            undo.pop_all()
 
     def __enter__(self) -> TraceLog:
         return self

@@ -88,7 +88,7 @@ def attach_tc(program_fd: int, program: ProgramFacts, spec: Tc) -> Attached:
         except AttachError as error:
             if error.errno != errno.EINVAL:
                 raise
-        return TcFilter(index, egress=egress, program_fd=program_fd)
+        return TcFilter(index, spec, program, program_fd)
 
 
 # Interfaces, by network namespace and index, whose clsact qdisc was made here.
@@ -99,26 +99,33 @@ HOOKS_LOCK = threading.RLock()  # reentrant: a signal handler may close a sessio
 class TcFilter:
     """A filter of the clsact qdisc, before there were tcx links."""
 
-    def __init__(self, index: int, *, egress: bool, program_fd: int) -> None:
+    def __init__(self, index: int, spec: Tc, program: ProgramFacts, program_fd: int) -> None:
+        self._spec = spec
+        self._program = program
         # "thread-self": a namespace is a thread's, and the interface's index is the namespace's.
         self._hook = (Path("/proc/thread-self/ns/net").stat().st_ino, index)
-        self._egress = egress
+        self._egress = spec.direction == "egress"
         self._held = native.new_filter()
         try:
             with HOOKS_LOCK:
                 native.tc_hook_create(index, self._held)
-                native.tc_attach(index, self._held, egress=egress, program_fd=program_fd)
+                native.tc_attach(index, self._held, egress=self._egress, program_fd=program_fd)
         except BaseException:  # also what a signal handler raises
             self.close()
             raise
 
     def close(self) -> None:
-        """Remove the filter, and with the last one the qdisc if it was made here."""
+        """Remove the filter, and with the last one the qdisc if it was made here.
+
+        Raises AttachError in another network namespace, and can be called again then.
+        """
         index = self._hook[1]
         if Path("/proc/thread-self/ns/net").stat().st_ino != self._hook[0]:
             raise AttachError(
-                f"remove tc filter of interface {index}: this thread is in another network "
-                "namespace than the one that attached it (detach there)"
+                f"detach {self._spec} from program {self._program}: ENODEV: this thread is in "
+                "another network namespace than the interface, and the filter stays (detach "
+                "again, or close the session again, on a thread of that namespace: setns(2))",
+                errno=errno.ENODEV,
             )
         # The interface may be gone, and its filters with it.
         with HOOKS_LOCK, suppress(AttachError, PrivilegeError):

@@ -21,10 +21,12 @@ def capture_events(
 
     A thread reads from before the block until nothing came for ``settle`` seconds after it, for
     ten at most. ``how`` as for ``Session.events``. The block's exception passes; the list is
-    filled then too. Raises RingError if events were lost: a list with holes would be misread.
+    filled then too. Raises RingError if events were lost: a list with holes would be misread. A
+    program's loss is of no ring, so where a session has several, a loss in another is one too.
     """
     captured: list[Any] = []
     with session.events(kind, timeout=TICK_SECONDS, **how) as events:
+        several = len(session.rings) > 1
         before = _lost(session)
         follower = Follower(session, events, captured.append, settle)
         try:
@@ -39,15 +41,15 @@ def capture_events(
     if lost > 0 or dropped:
         name = kind if isinstance(kind, str) else kind.__name__
         raise RingError(
-            f"capture {name}: {len(captured)} came, {max(lost, 0)} were lost in the kernel and "
-            f"{dropped} in a queue (make the ring or the queue larger: map_sizes=, queue_size=)"
+            f"capture {name}: {len(captured)} came, {max(lost, 0)} were lost in the kernel"
+            f"{' (all rings)' * several} and {dropped} in a queue "
+            "(make the ring or the queue larger: map_sizes=, queue_size=)"
         )
 
 
 def _lost(session: Session) -> int:
-    """Return what found no space in the kernel; of several rings it is not known in which."""
+    """Return what found no space in the kernel, in all rings."""
     with suppress(ClosedError):
-        if len(session.rings) == 1:
-            stats = session.stats()
-            return stats.lost - sum(each.dropped for each in stats.rings.values())
+        stats = session.stats()
+        return stats.lost - sum(each.dropped for each in stats.rings.values())
     return 0
